@@ -6,7 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step, generator_for, pick_images  # noqa: E402
+from fastsd_helpers.dreambooth.training.randomness import (  # noqa: E402
+    draw_offset,
+    draw_step,
+    generator_for,
+    pick_batch,
+    pick_images,
+)
 
 SHAPE = (4, 8, 8)
 
@@ -22,7 +28,7 @@ OFFSET = [-0.426932, 1.068517, 0.93262, 0.140682]
 
 
 def draw(seed=42, stage="unet", step=0, part=0, **values):
-    return draw_step(seed, stage, step, part, **{"batch_size": 3, "images": 5, "latent_shape": SHAPE, **values})
+    return draw_step(seed, stage, step, part, **{"batch_size": 3, "images": [5], "latent_shapes": [SHAPE], **values})
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
@@ -49,7 +55,7 @@ def test_steps_and_their_parts_go_through_the_epochs_without_a_gap(batch_size, p
         image
         for step in range(steps)
         for part in range(parts)
-        for image in draw(step=step, part=part, parts=parts, batch_size=batch_size, images=images).images
+        for image in draw(step=step, part=part, parts=parts, batch_size=batch_size, images=[images]).images
     ]
     assert row == pick_images(42, "unet", 0, steps * parts * batch_size, images)
     for start in range(0, len(row), images):
@@ -61,6 +67,54 @@ def test_epochs_seeds_and_stages_have_orders_of_their_own():
     others = {tuple(pick_images(*key, 0, 9, 9)) for key in ((2, "unet"), (1, "text_encoder"), (1, "unet/class"))}
     assert len(epochs) == 20
     assert len(epochs | others) == 23
+
+
+# --------------------------------------------------------------------------------------------------------- buckets
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 11])
+def test_with_one_bucket_the_batches_are_those_of_a_run_without_buckets(images, batch_size):
+    for number in range(3 * images + 2):
+        expected = pick_images(42, "unet", number * batch_size, batch_size, images)
+        assert pick_batch(42, "unet", number, batch_size, [images]) == (0, expected)
+
+
+@pytest.mark.parametrize("buckets", [[1, 1], [1, 6], [4, 1, 3], [2, 2, 2, 2]])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
+def test_a_batch_is_of_one_bucket_and_every_image_comes_equally_often(buckets, batch_size):
+    epochs, count = 3, sum(buckets)
+    rows = [pick_batch(42, "unet", number, batch_size, buckets) for number in range(epochs * count)]
+    for epoch in range(epochs):
+        own = [bucket for bucket, _ in rows[epoch * count : (epoch + 1) * count]]
+        assert [own.count(bucket) for bucket in range(len(buckets))] == buckets, "as many batches as images"
+    for bucket, images in enumerate(buckets):
+        row = [image for own, picked in rows if own == bucket for image in picked]
+        assert [row.count(image) for image in range(images)] == [epochs * batch_size] * images
+        for start in range(0, len(row), images):
+            assert sorted(row[start : start + images]) == list(range(images)), "once in each of the bucket's epochs"
+
+
+def test_the_bucket_of_a_batch_gives_the_draw_its_shape_and_changes_with_seed_stage_and_epoch():
+    shapes = [(4, 8, 8), (4, 6, 12), (4, 12, 6)]
+    draws = [draw(step=step, images=[2, 3, 4], latent_shapes=shapes) for step in range(27)]
+    assert {one.bucket for one in draws} == {0, 1, 2}
+    for one in draws:
+        assert one.noise.shape == one.posterior_noise.shape == (3, *shapes[one.bucket])
+        assert max(one.images) < [2, 3, 4][one.bucket]
+    orders = {
+        tuple(pick_batch(seed, stage, 27 * epoch + place, 1, [9, 9, 9])[0] for place in range(27))
+        for seed in (1, 2)
+        for stage in ("unet", "unet/class")
+        for epoch in range(4)
+    }
+    assert len(orders) == 16
+
+
+def test_parts_of_a_step_are_batches_one_after_the_other():
+    asked = {"images": [3, 2], "latent_shapes": [SHAPE, SHAPE]}
+    parts = [draw(step=step, part=part, parts=2, **asked) for step in range(6) for part in range(2)]
+    assert [(one.bucket, one.images) for one in parts] == [pick_batch(42, "unet", n, 3, [3, 2]) for n in range(12)]
 
 
 # -------------------------------------------------------------------------------------------------- everything else

@@ -163,7 +163,7 @@ def test_the_noise_of_the_held_out_loss_is_fixed_and_never_trained_with():
     firsts = {row.flatten()[0].item() for row in more.noise}
     assert len(firsts) == 24
     for stage, step in itertools.product(("unet", "text_encoder", "unet/class"), range(50)):
-        draw = draw_step(42, stage, step, batch_size=2, images=2, latent_shape=(4, 8, 8))
+        draw = draw_step(42, stage, step, batch_size=2, images=[2], latent_shapes=[(4, 8, 8)])
         for noise in (draw.noise, draw.posterior_noise):
             assert firsts.isdisjoint(row.flatten()[0].item() for row in noise)
     # As recorded: with another noise the curve of a resumed session would have a step in it.

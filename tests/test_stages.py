@@ -101,7 +101,7 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
             halves.append((f"{stage}/class", context.class_latents, ["a dog", "a robot"], slice(3, 6), False))
         for key, latents, prompts, rows, flip in halves:
             draw = draw_step(
-                7, key, step, part, parts=2, batch_size=3, images=len(prompts), latent_shape=(4, 8, 8), flip=flip
+                7, key, step, part, parts=2, batch_size=3, images=[len(prompts)], latent_shapes=[(4, 8, 8)], flip=flip
             )
             assert [context.texts[place] for place in batch.prompts[rows]] == [prompts[image] for image in draw.images]
             expected = latents.draw(draw.images, draw.flips, draw.posterior_noise)

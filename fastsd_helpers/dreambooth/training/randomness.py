@@ -5,21 +5,24 @@ Everything is drawn on the CPU, so that every device sees the same numbers.
 """
 
 import hashlib
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_images"]
+__all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_batch", "pick_images"]
 
 
 @dataclass(frozen=True)
 class Draw:
     """What one forward pass is made of, besides weights and images."""
 
-    images: list[int]  # indices into the training images
+    bucket: int  # that all of its images are of
+    images: list[int]  # indices into the bucket's images
     flips: list[bool]
     posterior_noise: "torch.Tensor"  # float32 [batch, channels, h, w]: which latent of the VAE's posterior
     noise: "torch.Tensor"  # float32 [batch, channels, h, w]
@@ -46,6 +49,35 @@ def pick_images(seed: int, stage: str, position: int, count: int, images: int) -
     return picked
 
 
+def pick_batch(seed: int, stage: str, number: int, batch_size: int, images: Sequence[int]) -> tuple[int, list[int]]:
+    """Which images are in batch `number` of a stage, counted from 0 over the parts of all steps.
+
+    All of a batch are of one bucket. An epoch has as many batches as there are images, and a bucket as many of them as
+    it has images, in an order that is shuffled anew; each takes the next images of the bucket's own row. So every image
+    is seen equally often, also one that is alone in its bucket and fills a batch with itself.
+
+    Args:
+        seed, stage: what the randomness is drawn with.
+        number: of the batch.
+        batch_size: images in it.
+        images: how many there are in each bucket.
+
+    Returns:
+        the bucket's index, and indices into its images.
+    """
+    import torch
+
+    ends = list(accumulate(images))
+    epoch, place = divmod(number, ends[-1])
+    order = torch.randperm(ends[-1], generator=generator_for(seed, stage, "buckets", epoch)).tolist()
+    places = [bisect_right(ends, image) for image in order[: place + 1]]
+    bucket = places[-1]
+    earlier = epoch * images[bucket] + places[:-1].count(bucket)
+    # The first bucket's row is the one that a run without buckets has.
+    row = f"{stage}/bucket {bucket}" if bucket else stage
+    return bucket, pick_images(seed, row, earlier * batch_size, batch_size, images[bucket])
+
+
 def draw_offset(seed: int, stage: str, step: int, part: int, *, batch_size: int, channels: int) -> "torch.Tensor":
     """One value per image and channel, float32 [batch, channels, 1, 1]; it leaves the step's other draws as they are.
 
@@ -65,22 +97,27 @@ def draw_step(
     *,
     parts: int = 1,
     batch_size: int,
-    images: int,
-    latent_shape: tuple[int, int, int],
+    images: Sequence[int],
+    latent_shapes: Sequence[tuple[int, int, int]],
     draw_times: "Callable[[int, torch.Generator], torch.Tensor] | None" = None,
     flip: bool = False,
 ) -> Draw:
-    """Draw forward pass `part` of the `parts` that make up optimizer step `step`, counted from 0."""
+    """Draw forward pass `part` of the `parts` that make up optimizer step `step`, counted from 0.
+
+    `images` and `latent_shapes` are of each bucket: how many there are, and channels, height and width.
+    """
     import torch
 
     def uniformly(count: int, generator: "torch.Generator") -> "torch.Tensor":
         return torch.randint(0, 1000, (count,), generator=generator)
 
     generator = generator_for(seed, stage, step, part)
-    shape = (batch_size, *latent_shape)
+    bucket, picked = pick_batch(seed, stage, step * parts + part, batch_size, images)
+    shape = (batch_size, *latent_shapes[bucket])
     coins = torch.rand(batch_size, generator=generator).tolist()
     return Draw(
-        images=pick_images(seed, stage, (step * parts + part) * batch_size, batch_size, images),
+        bucket=bucket,
+        images=picked,
         flips=[flip and coin < 0.5 for coin in coins],
         posterior_noise=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),

@@ -208,8 +208,8 @@ class TrainingContext:
             part,
             parts=self.parts,
             batch_size=config.batch_size,
-            images=len(prompt_of),
-            latent_shape=tuple(pictures.mean.shape[1:]),
+            images=[len(prompt_of)],
+            latent_shapes=[tuple(pictures.mean.shape[1:])],
             draw_times=self.objective.draw_times,
             flip=flip,
         )
