@@ -31,6 +31,7 @@ __all__ = [
     "Device",
     "choose_waiting",
     "colab_link",
+    "count_gpus",
     "describe_cpu",
     "describe_device",
     "end_runtime",
@@ -296,6 +297,15 @@ def describe_device() -> Device:
     return describe_cpu(reason)
 
 
+def count_gpus() -> int:
+    """How many CUDA GPUs there are for processes of one each; 0 without one, and without torch."""
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
+
+
 def describe_cpu(reason: str) -> Device:
     """Describe the processor itself, whatever GPU is there; `reason` is why it is the one to use."""
     return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
@@ -489,11 +499,14 @@ _passings_lock = threading.Lock()
 def fault_point(name: str) -> None:
     """Die here, as a lost machine does, when the environment says `FASTSD_FAULT=name:n` and this is passing n.
 
-    The fault tests use it to kill a run at an exact place; without the variable it does nothing.
+    The fault tests use it to kill a run at an exact place; without the variable it does nothing. Of several processes
+    that train together the second one's places are called `name@1`, and so on.
     """
     wanted = os.environ.get("FASTSD_FAULT")
     if not wanted:
         return
+    rank = os.environ.get("RANK", "0")
+    name = name if rank == "0" else f"{name}@{rank}"
     with _passings_lock:
         _passings[name] += 1
         if wanted == f"{name}:{_passings[name]}":

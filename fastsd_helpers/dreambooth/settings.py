@@ -265,7 +265,7 @@ class DreamBoothConfig:
         return config
 
     def __post_init__(self) -> None:
-        if self.processes == "auto":
+        if str(self.processes) == "auto":
             object.__setattr__(self, "processes", None)
         extra = []
         if self.unet_steps == 0 and self.text_encoder_steps == 0:

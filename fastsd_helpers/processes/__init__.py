@@ -11,11 +11,21 @@ from fastsd_helpers.processes.environment import (
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
-from fastsd_helpers.processes.ranks import LOST, PLACE, Ranks, rank_here, world_here
+from fastsd_helpers.processes.ranks import (
+    LOST,
+    OWN_THREADS,
+    PLACE,
+    Ranks,
+    rank_here,
+    take_place,
+    watched_over,
+    world_here,
+)
 from fastsd_helpers.processes.stopping import stop_signals
 
 __all__ = [
     "LOST",
+    "OWN_THREADS",
     "PLACE",
     "Child",
     "ChildEnded",
@@ -36,6 +46,8 @@ __all__ = [
     "names_set",
     "rank_here",
     "stop_signals",
+    "take_place",
+    "watched_over",
     "with_this_package",
     "world_here",
 ]

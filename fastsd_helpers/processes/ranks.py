@@ -22,11 +22,12 @@ from fastsd_helpers.processes.identity import LocalProcess
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LOST", "PLACE", "Ranks", "rank_here", "world_here"]
+__all__ = ["LOST", "OWN_THREADS", "PLACE", "Ranks", "rank_here", "take_place", "watched_over", "world_here"]
 
 Found = TypeVar("Found")
 
-PLACE = "FASTSD_RANKS"  # the folder in which a process that watches over these leaves its word for them
+PLACE = "FASTSD_RANKS"  # names the folder of the process that watches over these
+OWN_THREADS = "FASTSD_OWN_THREADS"  # the number of threads is that of a process alone
 LOST = "Another process of this training has ended"
 # Whoever works out its part of a step waits so long for the others; who waits for the first one's own work, such as the
 # saving of a checkpoint on a slow mount, waits as long as that lives.
@@ -45,6 +46,25 @@ def world_here() -> int:
 def rank_here() -> int:
     """This process's number among them, from 0."""
     return int(os.environ["RANK"]) if world_here() > 1 else 0
+
+
+def watched_over() -> Path | None:
+    """The folder in which a process that watches over this one leaves its word and finds the answer; None alone."""
+    place = os.environ.get(PLACE)
+    return Path(place) if place and world_here() > 1 else None
+
+
+def take_place() -> None:
+    """Answer, from now on, where the process that watches over this one looks; before PyTorch is loaded."""
+    place = watched_over()
+    if place is None:
+        return
+    answer = os.open(place / f"{rank_here()}.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(answer, sys.stdout.fileno())
+    os.close(answer)
+    if os.environ.pop(OWN_THREADS, None):
+        # The launcher sets one thread. Their number decides how sums are rounded: as many as in a process alone.
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 class Ranks:
@@ -75,9 +95,8 @@ class Ranks:
         import torch
         from accelerate import PartialState
 
-        place = os.environ.get(PLACE)
-        if place:
-            _heed(Path(place), stop)
+        if place := watched_over():
+            _heed(place, stop)
         # The number of threads decides how sums are rounded: it stays what it is in a process alone.
         threads = torch.get_num_threads()
         with _together():
@@ -102,6 +121,11 @@ class Ranks:
 
             with _together():
                 torch.distributed.barrier(group=self._slow)
+
+    def wait_for_the_end(self) -> None:
+        """Wait until another one has ended: the first one still saves and says what there is to say."""
+        with contextlib.suppress(TrainingFailed):
+            self.wait()
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:

@@ -13,25 +13,51 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.background import environment_of_ours
 from fastsd_helpers.dreambooth.running.live import Progress, Report, live_folder
 from fastsd_helpers.dreambooth.running.result import TrainResult, result_from
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
+from fastsd_helpers.dreambooth.training.beginning import MoreSteps
 from fastsd_helpers.errors import FastSDError, Interrupted, SessionBusy, TrainingFailed, needs_package
 from fastsd_helpers.files import file_errors
-from fastsd_helpers.processes import LOST, PLACE, Child, JournalTail, LogTail
+from fastsd_helpers.options import words_of
+from fastsd_helpers.processes import LOST, OWN_THREADS, PLACE, Child, JournalTail, JournalWriter, LogTail, watched_over
+from fastsd_helpers.runtime import peak_memory_bytes
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
-__all__ = ["launch", "launch_command", "read_news", "write_news"]
+__all__ = ["launch", "launch_command", "model_named", "reporter", "train_words"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.1
 _NEWS = "news.jsonl"
 _TO_SAVE_S = 1800.0  # how long they get to save once they are asked to stop
+
+
+def train_words(
+    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False, more: MoreSteps
+) -> list[str]:
+    """The words after `fastsd` that train with these settings; settings left alone are left out, as a person would."""
+    words = ["dreambooth", "train", session.name, "--root", str(session.folder.parent)]
+    words += words_of(config, given_values(config))
+    words += ["--restart"] * restart + ["--take-over"] * take_over
+    counts = {"--more-steps": more.last, "--more-text-encoder-steps": more.text_encoder}
+    return [*words, *(f"{flag}={count}" for flag, count in counts.items() if count)]
+
+
+def model_named(config: DreamBoothConfig, session: Session) -> str:
+    """What the run will start from, as far as it can be told without looking at the machine."""
+    record = session.record
+    if config.base_model != "auto":
+        return config.base_model
+    if ref := (record.get("base_model") or {}).get("ref"):
+        return ref
+    return "demo" if (record.get("dataset") or {}).get("demo") else "sd15"
 
 
 def launch_command(count: int, words: Sequence[str]) -> list[str]:
@@ -44,18 +70,28 @@ def launch_command(count: int, words: Sequence[str]) -> list[str]:
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--gpu_ids", "all"),
         *("--num_processes", str(count), "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads),
-        *("-m", "fastsd_helpers", *words),
+        *("-m", "fastsd_helpers", *words, "--json"),
     ]
 
 
 def launch(
-    count: int, words: Sequence[str], session: Session, report: Report, *, stop: threading.Event, lock: Any
+    count: int,
+    words: Sequence[str],
+    session: Session,
+    report: Report,
+    *,
+    model: str,
+    stop: threading.Event,
+    lock: Any,
 ) -> TrainResult:
     """Train on so many processes; returns what the first of them made.
 
     Args:
-        words: the command line after `fastsd` that trains. session: what it trains; its lock is held by the caller.
-        report: gets every Progress of the first process. stop, lock: set or lost, they are asked to save and end.
+        words: the command line after `fastsd` that trains.
+        session: what it trains; its lock is held by the caller.
+        report: gets every Progress of the first process.
+        model: what they open, for the tokens they may need.
+        stop, lock: set or lost, they are asked to save and end.
 
     Raises:
         Interrupted: they were asked to stop. SessionBusy: another run has broken the lock.
@@ -68,7 +104,7 @@ def launch(
         place.mkdir(parents=True, mode=0o700)
         (place / "watcher").write_text(str(os.getpid()), encoding="ascii")
     try:
-        child = Child(launch_command(count, words), log=place / "log", env=_environment(place))
+        child = Child(launch_command(count, words), log=place / "log", env=_environment(place, model))
         try:
             _watch(child, place, report, stop, lock)
         finally:
@@ -78,12 +114,11 @@ def launch(
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _environment(place: Path) -> dict[str, str]:
-    """This process's own: what the others may have was decided when it was started."""
-    own = dict(os.environ) | {PLACE: str(place)}
-    if "OMP_NUM_THREADS" not in os.environ:
-        own["FASTSD_THREADS"] = "own"  # accelerate sets one; a process alone has what its machine has
-    if not os.path.exists("/dev/nvidiactl") and "OMP_WAIT_POLICY" not in os.environ:
+def _environment(place: Path, model: str) -> dict[str, str]:
+    own = environment_of_ours(model) | {PLACE: str(place)}
+    if "OMP_NUM_THREADS" not in own:
+        own[OWN_THREADS] = "1"
+    if not os.path.exists("/dev/nvidiactl") and "OMP_WAIT_POLICY" not in own:
         own |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # they share the cores
     return own
 
@@ -94,8 +129,8 @@ def _watch(child: Child, place: Path, report: Report, stop: threading.Event, loc
     while True:
         running = child.alive()
         for row in news.read()[0]:
-            if progress := read_news(row):
-                report(progress)
+            if "pid" not in row:  # the first one says who writes
+                report(Progress(**row))
         for line in log.read(ended=not running):
             logger.debug("%s", line)
         if not running:
@@ -108,23 +143,18 @@ def _watch(child: Child, place: Path, report: Report, stop: threading.Event, loc
         time.sleep(_LOOK_EVERY_S)
 
 
-def write_news(place: Path) -> Report:
-    """A report of the first process that the one which watches over it passes on."""
-    from fastsd_helpers.processes import JournalWriter
-    from fastsd_helpers.runtime import peak_memory_bytes
-
+def reporter(report: Report) -> Report:
+    """Where the first process reports to: the process that watches over it, which passes it on; alone, `report`."""
+    place = watched_over()
+    if place is None:
+        return report
     writer = JournalWriter(place / _NEWS)
 
-    def report(progress: Progress) -> None:
+    def write(progress: Progress) -> None:
         held = {"host_bytes": peak_memory_bytes("host"), "gpu_bytes": peak_memory_bytes("cuda")}
         writer.append({**vars(progress), **held})
 
-    return report
-
-
-def read_news(row: Mapping[str, Any]) -> Progress | None:
-    """A row of it; None for the one that says who writes."""
-    return None if "pid" in row else Progress(**row)
+    return write
 
 
 # ------------------------------------------------------------------------------------------------------- the end
@@ -153,10 +183,10 @@ def _answer(count: int, place: Path, session: Session, stop: threading.Event, lo
     gone = [rank for rank, answer in enumerate(answers) if answer is None]
     which = f"Process {gone[0] + 1} of {count}" if len(gone) == 1 else f"One of the {count} processes"
     raise TrainingFailed(
-        f"{which} of this training was killed from outside or crashed, and the others ended with it. Usually the memory "
-        "ran out.",
-        "What was saved is kept: train again with the same session to resume, with the same number of processes or with "
-        f"one (--processes 1).{_last_words(place)}",
+        f"{which} of this training was killed from outside or crashed, and the others ended with it. Usually the "
+        "memory ran out.",
+        "What was saved is kept: train again with the same session to resume, with the same number of processes or "
+        f"with one (--processes 1).{_last_words(place)}",
     )
 
 

@@ -22,18 +22,22 @@ class Processes:
     reason: str = ""
 
 
-def choose_processes(config: DreamBoothConfig, session: Session, *, restart: bool = False) -> Processes:
+def choose_processes(
+    config: DreamBoothConfig, session: Session, *, restart: bool = False, more: bool = False
+) -> Processes:
     """Choose the number of processes before anything is loaded.
 
     Those that were started together (`accelerate launch`) are taken as they are. What is asked for wins; then what the
     run was begun with; then one for every GPU, as far as they can share the parts of a step that has begun.
+
+    Args: restart, more: whether the run is begun anew, or a finished one is gone on with.
 
     Raises:
         SettingsError: there are fewer GPUs, or they cannot share the steps of the run equally.
     """
     gpus, world = count_gpus(), world_here()
     asked = given_values(config).get("processes")
-    parts, before = (None, None) if restart else _begun(session.record)
+    parts, before = (None, None) if restart else _begun(session.record, given_values(config) if more else {})
     if world > 1:
         if asked not in (None, world):
             raise SettingsError(
@@ -57,13 +61,16 @@ def choose_processes(config: DreamBoothConfig, session: Session, *, restart: boo
     return Processes(count, _reason(config, count, gpus=gpus, asked=bool(asked or world > 1), parts=parts))
 
 
-def _begun(record: dict[str, Any]) -> tuple[int | None, int | None]:
+def _begun(record: dict[str, Any], changes: dict[str, Any]) -> tuple[int | None, int | None]:
     """The parts of each step of the run that has begun, and the processes that were asked for then."""
     if "run" not in record:
         return None, None
     before = (record.get("given") or {}).get("processes")
     segments = segments_in(record) if (record.get("progress") or {}).get("step") else []
-    return (segments[-1].parts if segments else None), before
+    if not segments:
+        return None, before
+    last = segments[-1]
+    return last.parts // last.accumulation * changes.get("accumulation", last.accumulation), before
 
 
 def _reason(config: DreamBoothConfig, count: int, *, gpus: int, asked: bool, parts: int | None) -> str:

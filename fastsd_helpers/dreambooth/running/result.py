@@ -1,9 +1,12 @@
 """What a finished run made."""
 
-from dataclasses import dataclass
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-__all__ = ["TrainResult"]
+__all__ = ["TrainResult", "result_from"]
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,14 @@ class TrainResult:
     steps: int
     seconds: float
     best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
+
+
+def result_from(answer: Mapping[str, Any]) -> TrainResult:
+    """The result as another process's own `train` returned it: the command prints every field of it."""
+    kinds = typing.get_type_hints(TrainResult)
+    values: dict[str, Any] = {}
+    for item in fields(TrainResult):
+        if item.name in answer:
+            value = answer[item.name]
+            values[item.name] = Path(value) if kinds[item.name] is Path else value
+    return TrainResult(**values)

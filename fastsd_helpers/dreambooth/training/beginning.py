@@ -118,7 +118,6 @@ def find_start(
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
         return _begin(config, session, device, run=run, more=more, processes=processes)
-    require_share(segments[-1].parts, processes)
     assert generation is not None
     given = given_values(config)
     saved_segments = len(segments_in(generation.record))
@@ -134,16 +133,16 @@ def find_start(
         config, reasons = settings_for_more(
             given, last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
         )
+        require_share(last.parts // last.accumulation * config.accumulation, processes)
     else:
+        require_share(last.parts, processes)
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     predicts = last.settings.get("prediction_type", "auto"), last.settings.get("zsnr")
     base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
     # The same weights in another place are the same model.
     if begins:
-        processes = config.processes or 1
-        config, chosen = resolve_settings(
-            replace(config, base_model=base.ref), base.spec, device, processes=processes
-        )
+        named = replace(config, base_model=base.ref)
+        config, chosen = resolve_settings(named, base.spec, device, processes=config.processes or 1)
         reasons += chosen
     else:
         own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})

@@ -44,7 +44,12 @@ class Segment:
 
         They are what the run began with, however many processes go on with it.
         """
-        return int(self.settings.get("accumulation", 1)) * int(self.settings.get("processes") or 1)
+        return self.accumulation * int(self.settings.get("processes") or 1)
+
+    @property
+    def accumulation(self) -> int:
+        """How many of them each process made when it began."""
+        return int(self.settings.get("accumulation", 1))
 
     def to_record(self) -> dict[str, Any]:
         """As a checkpoint and session.json hold it."""

@@ -152,7 +152,9 @@ class TrainingContext:
         config = self.config
         with self.ranks.in_turn():
             vae = self.base.load("vae").to(self.device)
-        encode = partial(encode_images, self.family, vae, size=(config.resolution,) * 2, device=self.device)
+        encode = partial(
+            encode_images, self.family, vae, size=(config.resolution,) * 2, device=self.device, ranks=self.ranks
+        )
         self.latents = encode(dataset.train, flip=config.flip)
         judged = dataset.held_out or dataset.train
         self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
