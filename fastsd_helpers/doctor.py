@@ -21,6 +21,7 @@ from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import (
     Device,
+    count_gpus,
     describe_device,
     host_memory_bytes,
     install_command,
@@ -212,6 +213,9 @@ def _look_at_torch(device: Device) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", f"torch {torch.__version__} works on {device.name}.")
+        if (gpus := count_gpus()) > 1:
+            processes = f"A DreamBooth training uses all {gpus} GPUs: {gpus} processes, one on each (--processes)."
+            yield Finding("ok", processes, workflow="dreambooth")
     elif driver_here:
         yield Finding(
             "problem",
