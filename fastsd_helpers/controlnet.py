@@ -2,13 +2,12 @@
 
 import difflib
 import functools
-import importlib.resources
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.downloads import HubFile, Wanted, fetch
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import ModelError, ModelNotFound
 from fastsd_helpers.registry import find_model
 
@@ -62,8 +61,7 @@ class ControlNet:
 @functools.cache
 def controlnets() -> tuple[ControlNet, ...]:
     """Every row of controlnets.toml, in its order."""
-    text = importlib.resources.files("fastsd_helpers").joinpath("controlnets.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
+    table = dict(read_table("controlnets.toml"))
     groups = table.pop("groups")
     rows = []
     for key, row in table.items():
@@ -78,6 +76,9 @@ def controlnets() -> tuple[ControlNet, ...]:
 
 def family_of_base(base: str) -> str:
     """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
+
+    Args:
+        base: a registry key or a family name.
 
     Raises:
         ModelNotFound: neither.
@@ -97,7 +98,12 @@ def family_of_base(base: str) -> str:
 
 
 def tasks(base: str, *, ui: str | None = None) -> list[str]:
-    """The tasks there is a ControlNet for, in the order of the table: what a dropdown offers."""
+    """The tasks there is a ControlNet for, in the order of the table: what a dropdown offers.
+
+    Args:
+        base: a registry key or a family name.
+        ui: a web UI's key; None: whatever runs there.
+    """
     return list(dict.fromkeys(task for row in find_controlnets(base, ui=ui) for task in row.tasks))
 
 
@@ -121,6 +127,11 @@ def find_controlnets(base: str, *, ui: str | None = None, task: str | None = Non
 
 def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     """The ControlNet to take for a base model, a task (`canny`) or a row's key, in a web UI.
+
+    Args:
+        base: a registry key or a family name.
+        task: `canny`, `openpose` ..., or a row's key.
+        ui: a web UI's key.
 
     Raises:
         ModelNotFound: no such task or key.
@@ -183,12 +194,23 @@ def _listed(names: list[str]) -> str:
 
 
 def total_bytes(rows: Iterable[ControlNet]) -> int:
-    """What fetching these takes on disk; a row whose size is not known counts as 0."""
+    """What fetching these takes on disk; a row whose size is not known counts as 0.
+
+    Args:
+        rows: ControlNets of the table.
+    """
     return sum(row.bytes for row in rows)
 
 
 def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
     """Download a ControlNet into a folder, under the name by which a web UI recognises it; a whole copy there is kept.
+
+    Args:
+        row: the ControlNet, as `find_controlnet` gives it.
+        folder: where it goes; made when it is absent.
+
+    Returns:
+        The file.
 
     Raises:
         DownloadError: see `downloads.fetch`.
@@ -200,7 +222,12 @@ def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
 
 
 def controlnet_file(row: ControlNet, folder: Path) -> Wanted:
-    """What to ask `downloads.fetch_all` for to get a ControlNet into a folder."""
+    """What to ask `downloads.fetch_all` for to get a ControlNet into a folder.
+
+    Args:
+        row: the ControlNet, as `find_controlnet` gives it.
+        folder: where it goes.
+    """
     return Wanted(
         HubFile(row.repo, row.file, row.revision),
         folder,

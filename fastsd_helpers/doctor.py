@@ -4,7 +4,6 @@ The report can be pasted anywhere: it names which tokens are there, never their 
 """
 
 import contextlib
-import logging
 import os
 import platform
 import sys
@@ -25,6 +24,7 @@ from fastsd_helpers.runtime import (
     describe_device,
     host_memory_bytes,
     install_command,
+    logger,
     redact,
     secret,
     version_of,
@@ -35,11 +35,9 @@ from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.advisories import old_packages
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
-from fastsd_helpers.wheels.known_bad import KNOWN_BAD
+from fastsd_helpers.wheels.known_bad import known_bad
 
 __all__ = ["LOOKS", "Diagnosis", "Finding", "examine"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TOKENS = ("HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN")
 _LITTLE_DISK = 12e9  # a base model in two layouts
@@ -86,7 +84,11 @@ class Diagnosis:
         return [redact(line) for line in [*lines, self._verdict()]]
 
     def summary(self, workflow: str) -> list[str]:
-        """A few lines for somebody who wants to start: this machine, what is in the way, and what was found good."""
+        """A few lines for somebody who wants to start: this machine, what is in the way, and what was found good.
+
+        Args:
+            workflow: dreambooth, webui or trocr.
+        """
         named = [f"{name} {self.versions[name]}" for name in ("python", "torch") if name in self.versions]
         gpu, memory = self.machine["gpu"], self.machine["memory"]
         lines = [f"This machine: GPU {gpu}; {self.machine['processor']}, {memory} of memory; {', '.join(named)}."]
@@ -110,8 +112,12 @@ def examine(
 
     Args:
         root: the sessions folder whose disk is checked; left alone, the usual one.
-        kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
+        kept: what is kept instead of sessions, in words.
+        folder: where that is, from Drive or the current folder.
         looks: which of LOOKS; left alone, all of them.
+
+    Returns:
+        What was found; `lines()` is the report for people, `problems` what stands in the way.
     """
     device = describe_device()
     found = versions()
@@ -311,7 +317,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, tuple[str, st
 
 def _look_at_versions() -> Iterator[Finding]:
     specifiers = requirements_module().Requirement
-    for row in KNOWN_BAD:
+    for row in known_bad():
         version = version_of(row.package)
         if version is None or (row.only and row.only != where()):
             continue

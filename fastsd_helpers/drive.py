@@ -49,6 +49,12 @@ def mount_drive(*, shared_drive: str | None = None) -> Path:
 
     Does nothing when Drive is mounted already and answers.
 
+    Args:
+        shared_drive: its name; None: My Drive.
+
+    Returns:
+        The folder, below the mount.
+
     Raises:
         DriveError: not in Colab, access refused, a dead mount, or no Shared drive of that name.
     """
@@ -108,6 +114,9 @@ def _mount(mount_point: Path) -> Path:
 def flush_drive() -> bool:
     """Wait until everything written has reached Google Drive, and unmount it; False where none is mounted.
 
+    Returns:
+        Whether there was a Drive to unmount.
+
     Raises:
         DriveError: it could not be flushed.
     """
@@ -130,6 +139,12 @@ def shared_folder(link: str) -> Path:
 
     Drive shows a shared folder only after a shortcut to it was added to My Drive.
 
+    Args:
+        link: the folder's address, as Drive's own page shows it.
+
+    Returns:
+        The folder, below the mount.
+
     Raises:
         DriveError: not in Colab, no link of a folder, or no shortcut to it.
     """
@@ -151,7 +166,14 @@ def shared_folder(link: str) -> Path:
 
 
 def shared_drives(mount_point: Path) -> list[str]:
-    """List the Shared drives that the mounted account sees."""
+    """List the Shared drives that the mounted account sees.
+
+    Args:
+        mount_point: where Drive is mounted, such as /content/drive.
+
+    Returns:
+        Their names, sorted; none where there are none.
+    """
     with file_errors(mount_point, "read"):
         try:
             return sorted(entry.name for entry in os.scandir(mount_point / "Shareddrives") if entry.is_dir())
@@ -163,13 +185,26 @@ def delivers_late(folder: Path | str) -> bool:
     """Say whether a folder lies on a mount that may deliver what is written later and out of order.
 
     That is Google Drive, and any other FUSE mount (rclone, gcsfuse and the like).
+
+    Args:
+        folder: it need not be there yet.
+
+    Returns:
+        True on such a mount.
     """
     kind = mount_kind(folder)
     return kind in {"drive", "fuse"} or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs")
 
 
 def keeps_trash(folder: Path | str) -> bool:
-    """Say whether a folder lies on Google Drive, where what is deleted counts until the trash is emptied."""
+    """Say whether a folder lies on Google Drive, where what is deleted counts until the trash is emptied.
+
+    Args:
+        folder: it need not be there yet.
+
+    Returns:
+        True on Google Drive.
+    """
     kind = mount_kind(folder)
     return kind == "drive" or kind in _DRIVE_KINDS
 
@@ -181,6 +216,9 @@ def deletion_note(folder: Path | str, *, emptied: str = "", deleted: str = "dele
         folder: where it lies.
         emptied: what of it is emptied first (see `remove_emptied`), as the beginning of a sentence; "" for nothing.
         deleted: what is only deleted; "" for nothing.
+
+    Returns:
+        One sentence, or an empty text.
     """
     if not keeps_trash(folder):
         return ""
@@ -190,7 +228,11 @@ def deletion_note(folder: Path | str, *, emptied: str = "", deleted: str = "dele
 
 
 def mount_kind(folder: Path | str) -> str:
-    """The file system that a folder lies on: "drive" where Colab mounts it, else its name; "" where that is unknown."""
+    """The file system that a folder lies on: "drive" where Colab mounts it, else its name; "" where that is unknown.
+
+    Args:
+        folder: it need not be there yet.
+    """
     resolved = Path(folder).resolve()
     if any(resolved.is_relative_to(point) for point in MOUNT_POINTS):
         return "drive"
@@ -208,6 +250,12 @@ def has_arrived(path: Path) -> bool | None:
     """Say whether Google has a file, as far as the mount tells; None where it does not.
 
     Colab's mount shows a file's id as an attribute; until the file is uploaded, that is one of its own making.
+
+    Args:
+        path: a file on the mount.
+
+    Returns:
+        True or False as Google says, or None.
     """
     try:
         identity = os.getxattr(path, "user.drive.id")
@@ -222,6 +270,12 @@ def remove_emptied(path: Path) -> int:
     It is emptied first: Drive counts the newest revision of a file, in its trash too. A file that has another name, or
     that is only a link to one, is removed as it is. Fault points: `emptied.before` and `emptied.after`.
     Source: voicepaw/so-vits-svc-fork pull request 581, minimaxir/gpt-2-simple issue 155.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The bytes it had, 0 for a link.
 
     Raises:
         OSError: it could not be emptied, and is still there; or not be removed.
@@ -250,6 +304,13 @@ def sessions_root(root: Path | str | None = None, *, shared_drive: str | None = 
     `root` if given, else Fast-Dreambooth/Sessions on the mounted Drive (on `shared_drive` if named), else that
     folder under the current directory.
 
+    Args:
+        root: the folder to take, whatever else there is.
+        shared_drive: a Shared drive's name; None: My Drive.
+
+    Returns:
+        The folder, which may not be there yet.
+
     Raises:
         DriveError: the mount is dead, or there is no Shared drive of that name.
     """
@@ -267,7 +328,11 @@ def sessions_root(root: Path | str | None = None, *, shared_drive: str | None = 
 
 
 def check_health(folder: Path | str) -> None:
-    """Raise DriveError when a folder that should be there does not answer, as after a lost connection to Drive."""
+    """Raise DriveError when a folder that should be there does not answer, as after a lost connection to Drive.
+
+    Args:
+        folder: one on Drive, or anywhere else.
+    """
     with file_errors(folder, "read"):
         os.listdir(folder)
 

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import glob
 import hashlib
-import logging
 import os
 import re
 import secrets
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 from fastsd_helpers.errors import DiskFull, DriveError, DriveReadOnly
 from fastsd_helpers.processes import LocalProcess, boot_id
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 
 __all__ = [
     "bytes_in",
@@ -47,8 +46,6 @@ __all__ = [
     "write_atomic",
     "write_new",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM}

@@ -106,12 +106,22 @@ def models(kind: str | None = "base") -> list[ModelSpec]:
     Args:
         kind: base (what training and drawing start from), reader (handwriting), checkpoint, diffusion-model, vae,
             text-encoder, embedding, upscaler (single files that web UIs use); None for all.
+
+    Returns:
+        Their rows.
     """
     return [spec for spec in _specs().values() if kind is None or spec.kind == kind]
 
 
 def find_model(key: str) -> ModelSpec:
-    """Look up a registry key; raises ModelNotFound with the valid keys."""
+    """Look up a registry key; raises ModelNotFound with the valid keys.
+
+    Args:
+        key: such as `sd15`.
+
+    Returns:
+        Its row.
+    """
     spec = _specs().get(key)
     if spec is None:
         close = difflib.get_close_matches(key.strip().lower(), _specs(), n=1)
@@ -139,6 +149,12 @@ def detect_family(folder: Path) -> str:
 
     Widths do not matter (the demo model is an sd15) and weights are not opened.
 
+    Args:
+        folder: a Diffusers folder.
+
+    Returns:
+        The family's key.
+
     Raises:
         ModelNotFound: there is no such folder.
         ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or not whole.
@@ -154,7 +170,14 @@ def detect_family(folder: Path) -> str:
 
 
 def family_of(listing: Listing) -> str:
-    """Tell the family of a whole Diffusers pipeline, here or on the Hub, from its small files; as `detect_family`."""
+    """Tell the family of a whole Diffusers pipeline, here or on the Hub, from its small files; as `detect_family`.
+
+    Args:
+        listing: the pipeline's small files and the names of the others.
+
+    Returns:
+        The family's key.
+    """
     index = listing.read("model_index.json")
     if _has(index, "transformer"):
         return _family_of_transformer(listing, index)
@@ -201,7 +224,14 @@ def _unknown_kind(where: Path | str, reason: str) -> WrongFamily:
 
 
 def require_trainable(model: Path | Listing) -> str:
-    """Return the family of a folder or listing that DreamBooth can train, or raise WrongFamily with what works."""
+    """Return the family of a folder or listing that DreamBooth can train, or raise WrongFamily with what works.
+
+    Args:
+        model: a Diffusers folder, or a listing of one on the Hub.
+
+    Returns:
+        The family's key.
+    """
     family = family_of(model) if isinstance(model, Listing) else detect_family(model)
     listing = model if isinstance(model, Listing) else Listing.of_folder(model)
     where, hint = listing.where, _trainable_hint()
@@ -225,7 +255,11 @@ def require_trainable(model: Path | Listing) -> str:
 
 
 def require_trainable_key(spec: ModelSpec) -> None:
-    """Raise WrongFamily for a known model that DreamBooth cannot train, as `require_trainable` does for its folder."""
+    """Raise WrongFamily for a known model that DreamBooth cannot train, as `require_trainable` does for its folder.
+
+    Args:
+        spec: the row of a key.
+    """
     if not spec.trainable:
         raise WrongFamily(
             f"'{spec.key}' is a {spec.family} model, which DreamBooth here cannot train yet.", _trainable_hint()
@@ -242,6 +276,13 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
 
     For a Hub id or a folder, the family, native resolution and prediction type are read from the folder's configs;
     defaults and limits come from the row of the same family with the nearest native resolution.
+
+    Args:
+        ref: as the user named it: key, Hub id or path.
+        folder: where it lies here.
+
+    Returns:
+        Family, sizes, prediction type, limits and defaults.
     """
     if ref in _specs():
         return find_model(ref)
@@ -299,8 +340,13 @@ def _native_px(folder: Path) -> int | None:
 # ------------------------------------------------------------------------------------------------ resolution
 
 
-def check_resolution(spec: ModelSpec, px: int) -> list[str]:
+def check_resolution(spec: ModelSpec, px: int, *, setting: str = "resolution") -> list[str]:
     """Check the side of the training images for a model.
+
+    Args:
+        spec: the model.
+        px: the side in pixels.
+        setting: the name of what it was given as.
 
     Returns:
         Warnings for a size that works but is not what the model was made for.
@@ -308,7 +354,7 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     Raises:
         SettingsError: the size is out of range or not a multiple; the hint names the nearest sizes that work.
     """
-    what = f"resolution (--resolution) is {px}"
+    what = f"{setting} (--{setting}) {'is' if setting == 'resolution' else 'has'} {px}"
     if isinstance(px, bool) or not isinstance(px, int):
         raise SettingsError(
             f"resolution (--resolution) is {px!r}; it must be an integer.", _sizes(spec, spec.native_px)

@@ -87,7 +87,7 @@ _BUSY_SHARE = 0.35  # of the cores; less is what a notebook and a browser do
 
 
 def where() -> Literal["colab", "kaggle", "jupyter", "terminal"]:
-    """Say which kind of place this process runs in; a command started from a Colab cell is in Colab too."""
+    """The kind of place this process runs in; a command started from a Colab cell is in Colab too."""
     if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
         return "colab"
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
@@ -269,7 +269,7 @@ class Device:
 
 
 def describe_device() -> Device:
-    """Describe the processor that training and sampling would use: a CUDA GPU, Apple's, else the CPU.
+    """The processor that training and sampling would use: a CUDA GPU, Apple's, else the CPU.
 
     Works without torch (then it is the CPU, and `reason` says so). With several CUDA GPUs it is the current one.
     """
@@ -340,10 +340,7 @@ def host_memory_bytes() -> int:
 
 
 def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:
-    """Read the most memory this process has held: resident on the host, or allocated by torch on the GPU.
-
-    0 where the platform does not say.
-    """
+    """The most memory this process has held, on the host or by torch on the GPU; 0 where the platform does not say."""
     if kind == "cuda":
         torch = sys.modules.get("torch")
         return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
@@ -449,10 +446,11 @@ class _Redaction(logging.Filter):
 
 
 def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> logging.Handler:
-    """Write what the library says to `stream` from now on; a notebook's first cell calls it once.
+    """The handler that writes what the library says from now on; called again, it moves the log.
 
-    The stream is standard output in a notebook, where standard error looks like a failure, and standard error
-    elsewhere. Called again it moves the log instead of saying everything twice.
+    Args:
+        stream: None: standard error; in a notebook, where that looks like a failure, standard output.
+        level: what is less important is left out.
     """
     for earlier in [item for item in logger.handlers if isinstance(item, _LogHandler)]:
         logger.removeHandler(earlier)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.images.faces import Face
 
-__all__ = ["CropBox", "crop_box", "find_saliency", "square_box"]
+__all__ = ["CropBox", "crop_box", "find_saliency", "square_box", "whole_box"]
 
 # "haar" is in the records of earlier versions, which found faces by OpenCV's cascades.
 Method = Literal["box", "yunet", "mtcnn", "haar", "saliency", "center", "none"]
@@ -61,6 +61,9 @@ def crop_box(
         method: "center" ignores the content.
         face_model: YuNet's ONNX file; else the one that the variable FASTSD_FACE_MODEL names; else MTCNN.
 
+    Returns:
+        The square, in pixels of the photo, and what decided it.
+
     Raises:
         DatasetError: a face model was named and cannot be used.
     """
@@ -82,6 +85,29 @@ def crop_box(
     return _square_from(width, height, start, "saliency", _centre_of_mass(saliency, width, height))
 
 
+def whole_box(image: "Image.Image", *, longest: float, face_model: Path | str | None = None) -> CropBox:
+    """The whole photo, with the place of its subject; of a longer one the part around it.
+
+    Args:
+        image: the upright photo.
+        longest: the most that the long side may be, in short sides.
+        face_model: as in `crop_box`.
+
+    Raises:
+        DatasetError: a face model was named and cannot be used.
+    """
+    width, height = image.size
+    square = crop_box(image, face_model=face_model)
+    # Along the long side the square is about the whole subject; across it only the subject's own place is known.
+    middle = ((square.left + square.right) / 2, (square.top + square.bottom) / 2)
+    focus = (middle[0], square.focus[1]) if width >= height else (square.focus[0], middle[1])
+    most = math.ceil(min(width, height) * longest)
+    kept_w, kept_h = min(width, most), min(height, most)
+    left = round(min(max(focus[0] - kept_w / 2, 0), width - kept_w))
+    top = round(min(max(focus[1] - kept_h / 2, 0), height - kept_h))
+    return CropBox(left, top, left + kept_w, top + kept_h, "none", focus)
+
+
 def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
     """Extend a box that the user chose to a square within the photo, moving it as little as possible.
 
@@ -91,6 +117,9 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
         box: left, top, right, bottom in pixels after EXIF rotation.
         width: the photo's size in pixels.
         height: the photo's size in pixels.
+
+    Returns:
+        The square, in pixels of the photo.
 
     Raises:
         DatasetError: not four numbers, empty, or reaching outside the photo.

@@ -7,7 +7,7 @@ below a cell, the log, a view) `for_notebook` puts the form's field or the cell 
 import re
 from collections.abc import Iterable
 
-__all__ = ["for_notebook", "label_of", "list_some"]
+__all__ = ["count_in_words", "for_notebook", "label_of", "list_some"]
 
 _TRAINING = "(in the training's form)"
 _PLACE = "'google drive' or 'shared drive' (in the session's form)"
@@ -54,6 +54,13 @@ _KEPT = re.compile(
     r"(?<!\w)'[^'\n]*'(?!\w)|\"[^\"\n]*\"|`(?!fastsd)[^`\n]*`|\b(?:pip|uv) [^\n.`]*"
     r"|(?<=extra_args \(--extra-args\) has )[^;\n]*?(?=, which)"
 )
+
+
+def count_in_words(count: int) -> str:
+    """A large number as people say it: 859.5 million, 73.7 thousand, 640."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e6:,.1f} million" if count >= 100_000 else f"{count / 1e3:.1f} thousand"
 
 
 def list_some(names: Iterable[object], most: int = 3) -> str:

@@ -54,6 +54,7 @@ def look(page: Any, address: str, axe: Path, widths: Sequence[int], shot: Path |
     page.add_script_tag(path=str(axe))
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(50)  # the page's own answer to its new width
         told += [f"{width} px: {found}" for found in page.evaluate(_SERIOUS)]
         if (over := page.evaluate(_TOO_WIDE)) > 0:
             told.append(f"{width} px: {over} px are out of sight")
@@ -88,7 +89,7 @@ def main() -> int:
     told: list[str] = []
     with served() as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for scheme, widths in (("light", WIDTHS), ("dark", WIDTHS[-1:])):
+        for scheme, widths in (("light", WIDTHS), ("dark", WIDTHS)):
             page = browser.new_context(color_scheme=scheme).new_page()
             watch(page, address, told)
             for name in names:

@@ -80,13 +80,16 @@ def marks(text: str) -> list[tuple[str, str]]:
 
 
 def problems(path: Path, text: str) -> list[str]:
-    """What is wrong with the figures of a text: another number than the page's, no such name, a share with no mark."""
+    """What is wrong with the figures of a text: another number than the page's, no such name, a share with no mark,
+    a mark that tears its paragraph apart."""
     known, found = figures(), []
     for name, shown in marks(text):
         if name not in known:
             found.append(f"{path.name}: benchmarks/figures.toml has no figure {name!r}")
         elif shown != known[name].value():
             found.append(f"{path.name}: {name} is {known[name].value()!r} in its results page, here {shown!r}")
+    for line in re.findall(r"^ *<!--=.*", text, re.MULTILINE):
+        found.append(f"{path.name}: a line that begins with a mark is a paragraph of its own: {line.strip()[:60]}")
     rest = _MARK.sub("", _prose(path, text))
     for listed in unmeasured():
         rest = rest.replace(listed, "")

@@ -4,7 +4,7 @@
     python scripts/make_lock.py --only comfyui      # resolve the sets of that name alone; the others stay as they are
     python scripts/make_lock.py --only trocr --change gradio pillow    # and in it these alone, with what they bring
     python scripts/make_lock.py --images DIR        # no new lock: check it against package lists of Colab images
-                                                    # (<release>-gpu.txt, -cpu.txt) and write docs/colab-packages.md
+                                                    # (<release>-gpu.txt, -cpu.txt, -os.txt)
 
 Sets for the platform's Python come from the sections of requirements-colab.txt, a web UI's from the list beside its
 code. The index is the one uv is set to use; only file names, sizes and hashes of it are written.
@@ -323,10 +323,10 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
 # -------------------------------------------------------------------------------------------------- Colab's images
 
 
-def check_images(folder: Path) -> str:
-    """docs/colab-packages.md: what each workflow adds to each Colab image."""
+def check_images(folder: Path) -> list[str]:
+    """What of each Colab image would not stay as it is, by the lock and by uv."""
     lock = read_lock(LOCK)
-    rows, failures = [], []
+    failures = []
     with tempfile.TemporaryDirectory() as temporary:
         for path in sorted(folder.glob("*-?pu.txt"), reverse=True):
             release, _, kind = path.stem.partition("-")
@@ -353,30 +353,7 @@ def check_images(folder: Path) -> str:
                     continue
                 replaced = [f"{c.name} {c.before} -> {c.after}" for c in plan.changes if c.before]
                 failures += [f"{release}-{kind} {name} replaces {item}" for item in replaced]
-                added = ", ".join(f"{c.name} {c.after}" for c in plan.changes) or "nothing"
-                cells = [release, kind.upper(), python, name, str(len(plan.changes)), f"{plan.bytes / 1e6:.1f}", added]
-                rows.append(f"| {' | '.join(cells)} |")
-    print("\n".join(failures) if failures else "Every image keeps every package it has.")
-    return (
-        "\n".join(
-            [
-                "# What is added to Colab",
-                "",
-                f"What `fastsd install` adds to each Colab image, by the lock of {lock.made}. Made from the package",
-                "lists of the images by `python scripts/make_lock.py --images DIR`. Every other package stays as the",
-                "image has it, torch, numpy and ipywidgets among them. For every row uv also found a resolution on the",
-                "image's Python with all of the image's packages held. `trocr-int8`, the optional engine for",
-                "CPUs, counted apart.",
-                "",
-                "| image | kind | Python | set | packages added | MB | which |",
-                "|---|---|---|---|---|---|---|",
-                *rows,
-                "",
-            ]
-        )
-        if not failures
-        else ""
-    )
+    return failures
 
 
 def main() -> int:
@@ -392,11 +369,9 @@ def main() -> int:
     if chosen.change and chosen.only not in sections():
         parser.error(f"--change goes together with --only and one of: {', '.join(sections())}")
     if chosen.images:
-        text = check_images(chosen.images)
-        if not text:
-            return 1
-        (ROOT / "docs" / "colab-packages.md").write_text(text, encoding="utf-8")
-        return 0
+        failures = check_images(chosen.images)
+        print("\n".join(failures) or "Every image keeps every package it has.")
+        return int(bool(failures))
     try:
         old = read_lock(LOCK) if LOCK.exists() else None
     except InstallError as err:

@@ -7,6 +7,9 @@ out (here `meta`, so that nothing has memory), moving models to a GPU, and torch
 for other models' sake. Missing names are taken from every `load_state_dict`, so also those that ComfyUI does not log.
 """
 
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import json
 import sys
 import types
@@ -46,16 +49,44 @@ def main() -> int:
     return 0
 
 
+class _Unused(type):
+    """A class in place of whatever is taken from a package that is not installed; nothing here may be made with it."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+    def __call__(cls, *_args: Any, **_rest: Any) -> Any:
+        raise SystemExit(f"{cls.__name__} is used: install it, since a stand-in cannot do what it does.")
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets every module of packages that are not installed be imported, whatever is taken from it."""
+
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, *_rest: Any) -> Any:
+        if name.partition(".")[0] not in self.packages:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        def taken(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return _Unused(f"{module.__name__}.{name}", (), {})
+
+        module.__dict__["__getattr__"] = taken
+
+
 def open_comfyui(checkout: Path) -> None:
     """Make ComfyUI's packages importable on a machine without a GPU."""
-    import importlib.util
-
     import transformers  # noqa: F401  (looks for torchvision, which it must not find below)
 
     absent = {name for name in ("torchvision", "torchaudio") if importlib.util.find_spec(name) is None}
-    for name in ("torchvision", "torchvision.transforms", "torchaudio", "torchaudio.transforms"):
-        if name.partition(".")[0] in absent:
-            sys.modules.setdefault(name, types.ModuleType(name))
+    sys.meta_path.append(_Absent(absent))
     sys.path.insert(0, str(checkout))
     import comfy.cli_args
     import torch

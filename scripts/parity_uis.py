@@ -1,15 +1,18 @@
 """Feed the names and shapes of our full-size exports to ComfyUI's and Forge's own loaders, and print what they miss.
 
-Neither UI is part of this project; give checkouts of them, and for Forge one of lllyasviel/huggingface_guess in its
-folder repositories/ (its launcher puts it there) or beside it:
+AUTOMATIC1111 is given the LoRA for SDXL alone: its loader of models is that of the original code. None of the UIs is
+part of this project; give checkouts of them, for Forge one of lllyasviel/huggingface_guess in its folder repositories/
+(its launcher puts it there) or beside it, for AUTOMATIC1111 one of Stability-AI/generative-models likewise:
 
-    python scripts/parity_uis.py --comfyui path/to/ComfyUI --forge path/to/stable-diffusion-webui-forge
+    python scripts/parity_uis.py --comfyui path/to/ComfyUI --forge path/to/stable-diffusion-webui-forge \
+        --a1111 path/to/stable-diffusion-webui
 
 Nothing of full size is written or held in memory. The Diffusers folders are real configurations and headers, with
 files that are one hole behind them; `convert` runs on them as it would on a model, up to the point where bytes would be
-copied; what it would write is given to the UIs as tensors of the meta device. LoRA are real files of rank 1. Each UI
-runs in a process of its own (parity_comfyui.py, parity_forge.py), with the Python that --comfyui-python or
---forge-python names: both have pinned packages of their own, above all Forge its transformers.
+copied; what it would write is given to the UIs as tensors of the meta device. LoRA are real files of rank 1: one for
+each family with every layer that one can change, and for SDXL what training writes with each choice of layers. Each UI
+runs in a process of its own (parity_comfyui.py, parity_forge.py, parity_a1111.py), with the Python that
+--comfyui-python and so on name: they have pinned packages of their own, above all Forge its transformers.
 
 A name is let pass only where PERMITTED says why. The exit status is 0 when nothing else is missing, left over, of
 another shape, or taken for another model.
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-UIS = ("comfyui", "forge")
+UIS = ("a1111", "comfyui", "forge")
 
 # What a loader may lack, and why: (UI, export, name) as patterns that match wholly.
 PERMITTED = (
@@ -45,6 +48,8 @@ PERMITTED = (
     ),
     ("forge", "flux-.*", r"text_encoder_2: transformer\.encoder\.embed_tokens\.weight", "T5's other name for `shared`"),
 )
+# What a UI may leave aside of a LoRA, and why.
+UNUSED = (("a1111", "lora-sdxl", r"lora_te2_text_projection\..*", "it reads layers, and there this is a bare matrix"),)
 # Where a UI guesses what is predicted from the values of a weight, which here has none.
 BY_VALUES = {("comfyui", "sd21-768")}
 
@@ -59,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     asked = {ui: getattr(options, ui) for ui in UIS if getattr(options, ui)}
     if not asked:
-        parser.error("give --comfyui, --forge or both")
+        parser.error("give --a1111, --comfyui, --forge or several of them")
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         exports = make_exports(Path(scratch), set(filter(None, options.only.split(","))))
@@ -79,7 +84,7 @@ def main() -> int:
 def commit_of(checkout: Path) -> str:
     """The commit of a checkout, for the record."""
     found = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or f"{checkout} (no git checkout)"
+    return found.stdout.strip() if not found.returncode else f"{checkout} (no git checkout)"
 
 
 def ask(ui: str, checkout: Path, listed: Path, python: str) -> dict[str, Any]:
@@ -119,12 +124,11 @@ def judged(ui: str, export: Mapping[str, Any], answer: Mapping[str, Any]) -> dic
 
 
 def _permitted(ui: str, export: str, text: str) -> bool:
-    if not text.startswith("lacks "):
-        return False
-    name = text.removeprefix("lacks ")
+    allowed, start = (PERMITTED, "lacks ") if text.startswith("lacks ") else (UNUSED, "does not use ")
+    name = text.removeprefix(start)
     return any(
         re.fullmatch(uis, ui) and re.fullmatch(exports, export) and re.fullmatch(names, name)
-        for uis, exports, names, _why in PERMITTED
+        for uis, exports, names, _why in allowed
     )
 
 
@@ -135,7 +139,7 @@ def in_words(result: Mapping[str, Any]) -> str:
     )
     said += f"  {result['model']}" + (f", {result['predicts']}" if result["predicts"] else "")
     if result["permitted"]:
-        said += f"; lacks {result['permitted']} that it may lack"
+        said += f"; {result['permitted']} that it may lack or leave aside"
     more = len(result["troubles"]) - 5
     return (
         said
@@ -169,17 +173,24 @@ _EXPORTS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], d
 }
 _LORAS = {"sd15": "sd15", "sd21": "sd21-512", "sdxl": "sdxl", "flux": "flux-dev-all-in-one"}
 _PREDICTS = {"sd21-768": "v", "sdxl-v": "v"}
+# What training writes for SDXL: the layers that were chosen, and whether the text encoders learned too.
+TRAINED = {
+    f"trained-{targets.replace(' ', '-')}{'-text' if text else ''}": (targets, text)
+    for targets in ("attention", "all linears")
+    for text in (False, True)
+}
 
 
 def make_exports(scratch: Path, only: set[str]) -> list[dict[str, Any]]:
     """Convert every full-size folder and LoRA; a list of what would be written, as names, number formats and shapes."""
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
     from fastsd_helpers import checkpoints
-    from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 
     made = []
     for name, (family, build, scheduler, options, expected) in _EXPORTS.items():
-        if only and name not in only and not any(f"lora-{key}" in only for key, base in _LORAS.items() if base == name):
+        based = {f"lora-{key}" for key, base in _LORAS.items() if base == name}
+        based |= set(TRAINED) if name == "sdxl" else set()
+        if only and name not in only and not based & only:
             continue
         folder = hollow_folder(scratch / name / "model", family, build, scheduler)
         dst = scratch / name / f"{name}.safetensors"
@@ -192,12 +203,20 @@ def make_exports(scratch: Path, only: set[str]) -> list[dict[str, Any]]:
         made.append({"name": name, "path": str(dst), "expected": expected, "predicts": predicts, "files": written})
     for family, base in _LORAS.items():
         if not only or f"lora-{family}" in only:
-            path = make_lora(scratch / f"lora-{family}", family)
-            with SafetensorsFile(path) as file:
-                names = list(file.tensors)
-            expected = _EXPORTS[base][4]
-            made.append({"name": f"lora-{family}", "base": base, "expected": expected, "files": {str(path): names}})
+            made.append(_listed_lora(f"lora-{family}", base, make_lora(scratch / f"lora-{family}", family)))
+    for name, (targets, text) in TRAINED.items():
+        if not only or name in only:
+            path = make_trained_lora(scratch / f"{name}.safetensors", targets, text=text)
+            made.append(_listed_lora(name, "sdxl", path))
     return made
+
+
+def _listed_lora(name: str, base: str, path: Path) -> dict[str, Any]:
+    from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+
+    expected = {**_EXPORTS[base][4], **({"a1111": "SDXL"} if base == "sdxl" else {})}
+    with SafetensorsFile(path) as file:
+        return {"name": name, "base": base, "expected": expected, "files": {str(path): list(file.tensors)}}
 
 
 def hollow_folder(folder: Path, family: str, build: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Path:
@@ -278,6 +297,30 @@ def make_lora(folder: Path, family: str) -> Path:
     folder.mkdir(parents=True)
     save_file(tensors, folder / "diffusers.safetensors")
     return checkpoints.convert(folder / "diffusers.safetensors", folder / f"{family}.safetensors").path
+
+
+def make_trained_lora(path: Path, targets: str, *, text: bool) -> Path:
+    """A LoRA of rank 1 as training writes it: SDXL's layers of a choice, those of the text encoders too or not."""
+    import torch
+    from tiny_families import build_parts
+
+    from fastsd_helpers.dreambooth.families import family_named
+    from fastsd_helpers.dreambooth.training.lora import write_lora_file
+    from fastsd_helpers.registry import find_model
+
+    family = family_named("sdxl")
+    with torch.device("meta"):
+        parts = build_parts("sdxl", "full")
+    trained = {
+        part: {
+            f"{name.removeprefix('text_model.')}.lora_{side}.weight": torch.ones(shape)
+            for name, layer in parts[part].named_modules()
+            if family.takes_lora(part, name, targets) and hasattr(layer, "weight")
+            for side, shape in (("A", (1, layer.weight.shape[1])), ("B", (layer.weight.shape[0], 1)))
+        }
+        for part in ("unet", *(family.trained_encoders if text else ()))
+    }
+    return write_lora_file(path, trained, spec=find_model("sdxl"), alpha=1.0, px=1024).path
 
 
 if __name__ == "__main__":

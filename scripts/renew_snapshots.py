@@ -16,6 +16,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "sc
 
 
 def main() -> int:
+    import make_colab_page
     import make_reference
     from snapshots import DATA, differences, renderers
 
@@ -31,7 +32,8 @@ def main() -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(found) + "\n", encoding="utf-8")
     if not only_check:
-        print(*(f"written: {path.relative_to(REPOSITORY)}" for path in make_reference.write()), sep="\n")
+        written = [*make_reference.write(), *make_colab_page.write()]
+        print(*(f"written: {path.relative_to(REPOSITORY)}" for path in written), sep="\n")
     return 1 if only_check and changed else 0
 
 

@@ -54,9 +54,19 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Say where a page would fetch something from elsewhere when it is opened: a strict build then fails."""
     for address in fetched_from_elsewhere(output):
         logger.warning("%s fetches %s when it is opened.", page.file.src_uri, address)
-    # The theme's search has a role that needs a name, and has none; a drawing that scrolls is reached by keyboard too.
-    output = output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
+    output = with_named_search(output)
+    # A drawing that scrolls is reached by keyboard too.
     return re.sub(r'<p>(?=<img [^>]*class="drawing")', '<p class="scrolls" tabindex="0">', output)
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The page for an address that is none has the theme's search too."""
+    return with_named_search(output) if template_name.endswith(".html") else output
+
+
+def with_named_search(html: str) -> str:
+    """The theme's search has a role that needs a name, and has none."""
+    return html.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
 
 
 def fetched_from_elsewhere(html: str) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -94,17 +95,36 @@ def test_prepare_says_it_where_it_can_be_known(small_session: Session, tmp_path:
     assert "1 of 4 images are not square" in notes
 
 
-def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
-    small_base: Path, small_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_says_which_image_is_trained_at_which_size_and_what_of_it_is_cut_off(
+    small_base: Path, small_session: Session, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "wide"
+    folder = tmp_path / "shapes"
     folder.mkdir()
-    Image.frombytes("RGB", (90, 60), random.Random(1).randbytes(90 * 60 * 3)).save(folder / "zib robot.png")
+    for number, (name, size) in enumerate({"tall": (60, 150), "wide": (250, 60), "square": (90, 90)}.items()):
+        noise = random.Random(number).randbytes(size[0] * size[1] * 3)
+        Image.frombytes("RGB", size, noise).save(folder / f"zib {name}.png")
     prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session)
-    monkeypatch.setattr(engine.TrainingContext, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs square images"):
-        train(config_for(small_base), small_session)
-    assert "run" not in small_session.record
+    asked = config_for(small_base, resolutions="64,128", batch_size=2)
+    said = first_lines(asked, small_session)
+    assert "Aspect-ratio buckets: 4, and each batch is of one of them." in said
+    (tall,) = [line for line in said if line.startswith("64 x 192 px, 1 image: zib tall.png (cut off: ")]
+    assert sum(map(int, re.findall(r"(\d+)%", tall))) in (16, 17, 18), "60:150 has become 1:3"
+    assert "128 x 128 px, 1 image: zib square.png." in said
+    assert any(line.startswith("The images were prepared at 64 px and are enlarged to 128 px") for line in said)
+    assert any("Fewer images than the batch size of 2 are in" in line for line in said)
+    found = {(each["width"], each["height"]): each["images"] for each in engine.plan(asked, small_session).buckets}
+    assert [image["image"] for image in found[64, 64]] == ["zib square.png", "zib tall.png", "zib wide.png"]
+    assert [image["image"] for image in found[256, 64]] == ["zib wide.png"]
+    assert found[64, 64][0]["cut"] == {}
+    assert sum(found[64, 64][2]["cut"].values()) == pytest.approx(1 - 60 / 250, abs=0.02)
+
+
+@pytest.mark.parametrize("sides", ["64,100", "32", "64,4096"])
+def test_a_resolution_among_several_that_the_model_cannot_take_is_named(
+    small_base: Path, small_session: Session, sides: str
+) -> None:
+    with pytest.raises(SettingsError, match=r"resolutions \(--resolutions\)"):
+        engine.plan(config_for(small_base, resolutions=sides), small_session)
 
 
 # ---------------------------------------------------------------------------------------- own class pictures

@@ -128,7 +128,7 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
     # diffusers knows peft's names in a text encoder by its attention, which this LoRA does not change.
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
-    assert "1 layers have no alpha" in written.notes[0]
+    assert "1 layer has no alpha" in written.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_the_most_common_rank_and_alpha_are_said_and_the_others_by_name(place):
         "text_encoder.rank_pattern": {},
         "text_encoder.alpha_pattern": {},
     }
-    assert written.notes == ("1 layers have no alpha; alpha = rank was assumed.",)
+    assert written.notes == ("1 layer has no alpha; alpha = rank was assumed.",)
     back = checkpoints.convert(written.path, place / "back.safetensors")
     assert {name: value for name, value in read(back.path).items() if not name.startswith(text)} == {
         name: (fact.dtype, fact.shape, content)
@@ -491,12 +491,13 @@ def test_matrices_that_do_not_fit_each_other_are_refused(down, up, kohya, place)
         checkpoints.convert(write(place / "in.safetensors", lacking), place / "out.safetensors")
 
 
-def test_metadata_that_cannot_be_read_is_refused_and_metadata_of_another_kind_says_nothing(place):
+def test_metadata_that_cannot_be_read_is_refused_and_metadata_of_another_part_says_nothing(place):
     tensors = pair(f"unet.{UNET['sd15']}", 4)
-    write(place / "in.safetensors", tensors, {"lora_adapter_metadata": "{"})
-    with pytest.raises(CheckpointError, match="metadata cannot be read"):
-        checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
-    for text in ("[]", "7", "{}", '{"text_encoder.lora_alpha": 9}'):
+    for text, words in (("{", "it is '{', which is not JSON"), ("[1, 2]", r"is \[1, 2\], which is not an object")):
+        write(place / "in.safetensors", tensors, {"lora_adapter_metadata": text})
+        with pytest.raises(CheckpointError, match=f"The header's lora_adapter_metadata .*{words}"):
+            checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
+    for text in ("", "{}", '{"text_encoder.lora_alpha": 9}', '{"text_encoder": {"lora_alpha": 9}}'):
         write(place / "in.safetensors", tensors, {"lora_adapter_metadata": text})
         written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors", overwrite=True)
         assert array(read(written.path)[f"lora_unet_{UNET['sd15'].replace('.', '_')}.alpha"]) == 4
@@ -566,3 +567,10 @@ def test_fused_layers_that_share_columns_each_keep_the_whole_rank(place):
     assert np.allclose(np.concatenate(parts), whole, atol=1e-6)
     assert described(written.path)["transformer.r"] == 4
     assert described(written.path)["transformer.lora_alpha"] == 2
+
+
+def test_a_layer_that_one_ui_does_not_read_is_named(place):
+    tensors = pair("text_encoder_2.text_projection", 4) | pair(f"unet.{UNET['sdxl']}", 4)
+    write(place / "in.safetensors", tensors, {"lora_alpha": "4"})
+    written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
+    assert written.notes[-1] == "AUTOMATIC1111 does not read lora_te2_text_projection; ComfyUI and Forge do."

@@ -1,5 +1,6 @@
 """The `fastsd` command: flags from the settings classes, answers for people and programs, honest exit codes."""
 
+import argparse
 import errno
 import hashlib
 import io
@@ -49,6 +50,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run_one
 
 
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Name -> parser of every command at the top."""
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
 def last_json(done: types.SimpleNamespace) -> dict[str, Any]:
     return json.loads(done.out.splitlines()[-1])
 
@@ -83,6 +90,28 @@ def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
     assert done.code == 0
     assert "--json" in done.out
     assert words[0] != "dreambooth" or "--root DIR" in done.out
+
+
+def test_a_command_is_read_without_the_modules_of_the_others(tmp_path: Path) -> None:
+    """Training, web UIs and recognition take longer to import than a small command to run."""
+    code = (
+        "import sys; from fastsd_helpers.cli import main; main(['convert', 'nothing', 'new']); "
+        "print(*(name for name in sys.modules if name.startswith(('fastsd_helpers.', 'numpy'))))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True).stdout.split()
+    assert "fastsd_helpers.checkpoints.converter" in loaded
+    unneeded = ("bench", "dreambooth", "story", "trocr", "tunnels", "webui")
+    others = ("numpy", *(f"fastsd_helpers.{name}" for name in unneeded))
+    assert [name for name in loaded if name.startswith(others)] == []
+
+
+def test_a_parser_made_for_one_command_says_of_it_what_the_whole_one_says() -> None:
+    whole = {name: parser.format_help() for name, parser in commands_of(build_parser()).items()}
+    assert len(whole) > 10
+    for word in (*whole, "nothing", "--help"):
+        one = {name: parser.format_help() for name, parser in commands_of(build_parser(word)).items()}
+        assert word in one if word in whole else one == whole
+        assert one.items() <= whole.items()
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_held_out_loss_is_the_mean_over_all_rows_whatever_the_batch(unet, pr
         unet, schedule, (held_out.latents, held_out.noise, held_out.timesteps, text[list(held_out.prompts)])
     )
     for batch_size in (1, 5, 7, 8, 24, 100):
-        asked = asking(unet), Diffusion(schedule), held_out
+        asked = asking(unet), Diffusion(schedule), [held_out]
         loss = held_out_loss(*asked, Conditions(text), device="cpu", batch_size=batch_size)
         assert loss == pytest.approx(rows.mean().item(), rel=1e-5), batch_size
     exchanged = held_out_loss(*asked, Conditions(text.flip(0)), device="cpu")

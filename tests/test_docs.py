@@ -12,6 +12,7 @@ sys.path.append(str(ROOT / "scripts"))
 
 import check_links  # noqa: E402
 import error_texts  # noqa: E402
+import make_colab_page  # noqa: E402
 import make_reference  # noqa: E402
 import site_hooks  # noqa: E402
 
@@ -31,6 +32,11 @@ def read(name: str) -> str:
 def test_the_reference_pages_are_what_the_code_says(path):
     text = path.read_text(encoding="utf-8")
     assert text == make_reference.pages()[path], "python scripts/make_reference.py writes it"
+
+
+def test_the_page_of_what_colab_gets_is_what_the_lock_adds_to_its_images():
+    text = make_colab_page.PAGE.read_text(encoding="utf-8")
+    assert text == make_colab_page.colab_page(), "python scripts/make_colab_page.py writes it"
 
 
 def test_every_settings_class_has_its_table_once():

@@ -34,6 +34,7 @@ MARK = "falls by <!--=demo-loss-mean-->{}<!--/--> on average"
         (MARK.format("62 %").replace("demo-loss-mean", "demo-los"), "no figure 'demo-los'"),
         ("The loss falls by 62 % on average.", "'62 %' has no mark and no line"),
         ("It is 7 times faster than the other.", "'7 times faster' has no mark and no line"),
+        ("It falls by\n <!--=demo-loss-mean-->62 %<!--/--> on average.", "begins with a mark"),
         ("Half of it, 50%, is\nread.", "'50%' has no mark and no line"),
     ],
 )

@@ -188,7 +188,11 @@ def test_a_vae_gets_the_scaling_of_the_family_that_its_header_or_the_user_names(
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("vae", "0.13025: specify the family (--family sdxl)"), ("flux-ae", "1.5305")]
+    ("key", "words"),
+    [
+        ("vae", "2.x was written. SDXL's is 0.13025: specify the family (--family sdxl)"),
+        ("flux-ae", "and shift_factor 0.1159 of Flux.1 were written. Stable Diffusion 3's are 1.5305 and 0.0609"),
+    ],
 )
 def test_a_vae_that_says_nothing_is_converted_with_a_note_on_what_was_assumed(key, words, place):
     source = write(place / "in.safetensors", original(key))
@@ -344,7 +348,7 @@ def test_a_file_without_a_word_on_what_it_predicts_makes_folders_and_files_witho
     assert "modelspec.prediction_type" not in header(again.path), "read back, it would be believed"
     written = checkpoints.convert(source, place / "folder")
     assert "prediction_type" not in config(place / "folder" / "scheduler")
-    assert any("such models exist with both" in note for note in written.notes)
+    assert any("does not say whether it predicts noise (epsilon) or velocity (v). Diff" in n for n in written.notes)
     back = checkpoints.convert(place / "folder", place / "back.safetensors")
     assert "modelspec.prediction_type" not in header(back.path)
     told = write(place / "v.safetensors", {**original(key, "F16"), "v_pred": (TensorFact("F32", (0,)), b"")})
@@ -352,14 +356,33 @@ def test_a_file_without_a_word_on_what_it_predicts_makes_folders_and_files_witho
     assert config(place / "v-folder" / "scheduler")["prediction_type"] == "v_prediction"
 
 
-def test_a_base_says_what_an_sd21_file_predicts_where_the_file_does_not(place):
+@pytest.mark.parametrize("predicts", ["v_prediction", "epsilon", None])
+def test_a_base_says_what_an_sd21_file_predicts_where_the_file_does_not_and_the_base_does(predicts, place):
     source = write(place / "in.safetensors", original("sd21", "F16"))
     base = folder(place / "base", "sd21", "F16")
-    config(base / "scheduler", prediction_type="v_prediction")
+    config(base / "scheduler", prediction_type=predicts)
     written = checkpoints.convert(source, place / "folder", base=base)
-    assert config(place / "folder" / "scheduler")["prediction_type"] == "v_prediction"
-    assert any("what the base predicts was taken" in note for note in written.notes)
-    assert not any("Diffusers takes epsilon" in note for note in written.notes)
+    assert config(place / "folder" / "scheduler").get("prediction_type") == predicts
+    if predicts:
+        assert written.notes[-1].endswith(f"velocity (v): what the base predicts ({predicts}) was taken.")
+    else:
+        assert "velocity (v), and neither does the base. Diffusers takes epsilon" in written.notes[-1]
+    back = checkpoints.convert(place / "folder", place / "back.safetensors")
+    assert header(back.path).get("modelspec.prediction_type") == ("v" if predicts == "v_prediction" else predicts)
+
+
+def test_the_architecture_of_an_sd21_file_says_what_it_predicts_only_where_the_model_does(place):
+    for predicts, end in ((None, ""), ("epsilon", "-512"), ("v_prediction", "-768-v")):
+        word = f"stable-diffusion-v2{end}"
+        model = folder(place / str(predicts), "sd21", "F16")
+        config(model / "scheduler", prediction_type=predicts)
+        made = checkpoints.convert(model, place / f"{predicts}.safetensors")
+        assert header(made.path)["modelspec.architecture"] == word
+        again = checkpoints.convert(made.path, place / f"{predicts} again.safetensors", dtype="bf16")
+        assert header(again.path)["modelspec.architecture"] == word
+    bare = checkpoints.convert(write(place / "bare.safetensors", original("sd21")), place / "new.safetensors")
+    assert header(bare.path)["modelspec.architecture"] == "stable-diffusion-v2"
+    assert "modelspec.resolution" not in header(bare.path), "they are of 512 and of 768 px"
 
 
 @pytest.mark.parametrize(

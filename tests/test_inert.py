@@ -713,7 +713,9 @@ LOADERS = {
 DOORS = {"require_inert", "find_folder", "fetch_model"}
 # Modules that load what another one brought through the look, or what no code can be in.
 BROUGHT = {
-    "bench/dreambooth.py": {"require_inert"},
+    "bench/dreambooth_loops.py": {"require_inert"},
+    "bench/dreambooth_models.py": "the tokenizer and the schedule of the embedded model",
+    "bench/dreambooth_sdxl.py": {"require_inert"},
     "dreambooth/families/stable_diffusion.py": "a scheduler's description, which BaseModel.fetch brought",
     "dreambooth/resume/generation.py": "safetensors that this package wrote",
     "dreambooth/training/stages.py": "a description of the base model, which BaseModel.fetch brought",

@@ -13,7 +13,7 @@ from table_models import read, values, write
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora.strength import exact_pattern, find_pattern, find_statements
+from fastsd_helpers.checkpoints.lora.statements import exact_pattern, find_pattern, find_statements
 from fastsd_helpers.errors import CheckpointError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -70,7 +70,7 @@ def kohya(path, letters="unet"):
         ({"lora_alpha": "16"}, True),
         ({"lora_alpha": "16.0", "rank": "4"}, True),
         ({"network_alpha": "16"}, True),
-        ({"alpha": "16", "lora_alpha": "none of your business"}, True),
+        ({"alpha": "16", "lora_alpha": "None"}, True),
         ({"unet.lora_alpha": "16", "text_encoder.lora_alpha": "5"}, True),
         ({"lora_alpha": "8", "use_rslora": "True"}, True),
         ({"ss_network_alpha": "16.0", "ss_network_dim": "4"}, True),
@@ -298,14 +298,101 @@ def test_matrices_of_zeros_are_said(tmp_path) -> None:
         ({"unet.lora_alpha": "a lot"}, "states lora_alpha as 'a lot', which is not a number"),
         ({"unet.lora_alpha": [1]}, "which is not a number"),
         ({"unet.lora_alpha": True}, "which is not a number"),
+        ({"unet.lora_alpha": {"default": 4}}, "which is not a number"),
+        ({"unet": [1]}, r"lora_adapter_metadata states unet as \[1\], which is not an object"),
+        ({"unet.lora_alpha": 1, "unet.use_rslora": "yes"}, "use_rslora as 'yes', which is not true or false"),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": False}, "states alpha_pattern as False, which is not an object"),
         ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"to_k": "x"}}, "states to_k as 'x'"),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": [1]}, "states alpha_pattern as"),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": [1]}, r"states alpha_pattern as \[1\], which is not an object"),
         ({"unet.lora_alpha": 1, "unet.init_lora_weights": "pissa_niter_4"}, "trained on changed weights"),
     ],
 )
 def test_statements_that_cannot_be_meant_are_refused(config, message, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=message):
         convert(tmp_path, pairs(f"unet.{CROSS}"), described(**config))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["sixteen", "1/16", "True", "[16]", '{"unet": 16}'])
+@pytest.mark.parametrize("key", ["lora_alpha", "unet.lora_alpha", "unet_network_alpha", "alpha", "ss_network_alpha"])
+def test_an_alpha_of_the_header_that_is_words_is_named_and_never_taken_for_none(key, text, tmp_path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        convert(tmp_path, pairs(f"unet.{CROSS}"), {key: text, **described(**{"unet.r": 4})})
+    assert caught.value.problem == (
+        f"The scale of unet.{CROSS} is unknown: the header's {key} is {text!r}, which is not a number."
+    )
+    assert not (tmp_path / "out.safetensors").exists()
+    written = convert(tmp_path, pairs(f"unet.{CROSS}") | {f"unet.{CROSS}.alpha": number(3)}, {key: text})
+    assert alphas_of(written.path) == {kohya(CROSS): 3}
+    assert written.notes == (
+        f"The alpha of unet.{CROSS} is stated twice: {text!r} in the header's {key}, and 3 in its own tensor, which "
+        "was used.",
+    )
+
+
+def test_a_number_counts_before_words_wherever_it_is_stated_and_the_words_are_named(tmp_path) -> None:
+    for number_key, words_key in (
+        ("alpha", "unet.lora_alpha"),
+        ("unet.alpha", "lora_alpha"),
+        ("ss_network_alpha", "alpha"),
+    ):
+        written = convert(tmp_path, pairs(f"unet.{CROSS}"), {number_key: "16", words_key: "none of your business"})
+        assert alphas_of(written.path) == {kohya(CROSS): 16}
+        assert written.notes[1] == (
+            f"The alpha of unet.{CROSS} is stated twice: 'none of your business' in the header's {words_key}, and 16 "
+            f"in the header's {number_key}, which was used."
+        )
+
+
+def test_an_alpha_of_convolutions_that_is_words_speaks_of_convolutions_alone(tmp_path) -> None:
+    conv = "down_blocks.0.resnets.0.conv1"
+    tensors = pairs(kohya(CROSS), ends=("lora_down", "lora_up"))
+    kernel = values(
+        {f"{kohya(conv)}.lora_down.weight": (4, 320, 3, 3), f"{kohya(conv)}.lora_up.weight": (320, 4, 1, 1)}
+    )
+    for args in (json.dumps({"conv_alpha": "two"}), "conv_alpha=two"):
+        header = {"ss_network_alpha": "2", "ss_network_args": args}
+        assert convert(tmp_path, tensors, header).tensors == 2
+        words = f"scale of unet.{conv} is unknown: the header's conv_alpha is .*two"
+        with pytest.raises(CheckpointError, match=words):
+            convert(tmp_path, tensors | kernel, header)
+
+
+def test_what_kohya_writes_of_a_lora_that_was_resized_is_no_contradiction(tmp_path) -> None:
+    """Each layer has a rank and an alpha of its own then."""
+    tensors = pairs(kohya(CROSS), ends=("lora_down", "lora_up")) | {f"{kohya(CROSS)}.alpha": number(3)}
+    header = {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic", "lora_alpha": "None"}
+    assert convert(tmp_path, tensors, header).notes == ()
+    del tensors[f"{kohya(CROSS)}.alpha"]
+    with pytest.raises(CheckpointError, match="ss_network_alpha is 'Dynamic', which is not a number"):
+        convert(tmp_path, tensors, header)
+
+
+@pytest.mark.parametrize(("said", "alpha"), [(True, 8), ("true", 8), (1, 8), (False, 4), ("False", 4), (None, 4)])
+def test_rank_stabilised_is_what_the_word_says_and_not_that_there_is_one(said, alpha, tmp_path) -> None:
+    config = {"unet.r": 4, "unet.lora_alpha": 4, "unet.use_rslora": said}
+    assert alphas_of(convert(tmp_path, pairs(f"unet.{CROSS}"), described(**config)).path) == {kohya(CROSS): alpha}
+
+
+def test_an_object_for_each_part_is_read_as_well(tmp_path) -> None:
+    config = {"unet": {"lora_alpha": 12, "alpha_pattern": {"attn1.to_q": 2}}, "text_encoder": {"lora_alpha": 5}}
+    found = alphas_of(convert(tmp_path, pairs(f"unet.{CROSS}", f"unet.{Q}"), described(**config)).path)
+    assert found == {kohya(CROSS): 12, kohya(Q): 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([1, 2], "adapter_config.json is not a JSON object"),
+        ({"r": 4, "lora_alpha": "sixteen"}, "adapter_config.json states lora_alpha as 'sixteen'"),
+        ({"r": 4, "lora_alpha": [16]}, r"adapter_config.json states lora_alpha as \[16\]"),
+        ({"r": 4, "alpha_pattern": "16"}, "adapter_config.json states alpha_pattern as '16', which is not an object"),
+        ({"r": 4, "alpha_pattern": {"to_k": True}}, "states to_k as True, which is not a number"),
+    ],
+)
+def test_an_adapter_config_that_cannot_be_meant_is_refused(config, message, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path, pairs(f"base_model.model.{CROSS}"), config=config, name="adapter_model.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

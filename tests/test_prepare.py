@@ -115,13 +115,13 @@ def test_the_picture_is_the_cropped_photo_scaled_by_lanczos(session: Session, fo
         assert made.tobytes() == expected.tobytes()
 
 
-def test_crop_none_keeps_the_shape_in_multiples_of_8(session: Session, folder: Path) -> None:
+def test_crop_none_keeps_the_shape_with_the_area_of_the_size(session: Session, folder: Path) -> None:
     picture(1, (500, 301)).save(folder / "wide.png")
     picture(2, (301, 700)).save(folder / "tall.png")
     picture(3, (40, 200)).save(folder / "small.png")
     run(session, folder, size=100, crop="none")
     sizes = {path.stem: Image.open(path).size for path in session.instance_images.iterdir()}
-    assert sizes == {"wide": (160, 96), "tall": (96, 232), "small": (96, 496)}
+    assert sizes == {"wide": (129, 78), "tall": (66, 152), "small": (50, 200)}
     assert session.record["dataset"]["images"][0]["method"] == "none"
 
 

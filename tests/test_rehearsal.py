@@ -122,7 +122,7 @@ def test_a_stage_that_does_not_fit_is_said_with_what_to_change(monkeypatch) -> N
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(dry_run, "open_stage", fail)
-    monkeypatch.setattr(dry_run, "peak_bytes", lambda context, stage: 1)
+    monkeypatch.setattr(dry_run, "peak_bytes", lambda *_: 1)
     from dataclasses import replace
 
     from fastsd_helpers.dreambooth.running.forecast import Plan

@@ -31,7 +31,7 @@ from fastsd_helpers.dreambooth.families import Framing, cover, family_named  # n
 from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings  # noqa: E402
 from fastsd_helpers.dreambooth.training.base_model import BaseModel  # noqa: E402
-from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts  # noqa: E402
+from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents, encode_images, encode_prompts  # noqa: E402
 from fastsd_helpers.dreambooth.training.lora import count_lora, write_lora_file  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import SettingsError  # noqa: E402
@@ -69,7 +69,7 @@ def open_studio(base: Path, **values) -> TrainingContext:
     generator = torch.Generator().manual_seed(3)
     mean, std = (torch.randn((2, 4, 8, 8), generator=generator) for _ in range(2))
     numbers = torch.tensor([[1365.0, 2047, 0, 257, 64, 64], [99, 130, 7, 0, 64, 64]])
-    context.latents = Latents(mean, std / 10, None, numbers)
+    context.latents = SortedLatents.one(Latents(mean, std / 10, None, numbers))
     context.prompts, context.prompt_of = ["a zib dog", "a zib dog runs"], [0, 1]
     return context
 
@@ -168,8 +168,37 @@ def test_prepared_photos_class_images_and_mirrored_ones_have_their_own_numbers(b
     assert load_dataset(session).train[0].framing == Framing.whole(200, 200)
     context = open_studio(bases["sdxl-short"])
     context.fill_caches(Dataset(images, images[1:]))
-    assert context.held_out.pictures[:, 3].tolist() == [0.0] * 8
-    assert context.held_out.pictures[:, 2].tolist() == [13.0] * 8
+    assert context.held_out[0].pictures[:, 3].tolist() == [0.0] * 8
+    assert context.held_out[0].pictures[:, 2].tolist() == [13.0] * 8
+
+
+def test_in_every_bucket_an_image_is_told_with_what_is_cut_off_of_it_there(bases, tmp_path) -> None:
+    (tmp_path / "photos").mkdir()
+    for place, size in enumerate([(300, 200), (100, 180), (120, 120), (200, 60)]):
+        noise = np.random.default_rng(place).integers(0, 255, (*size[::-1], 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / f"{place}.png")
+    session = Session.create("dog", root=tmp_path / "sessions")
+    prepare(PrepareConfig(images=str(tmp_path / "photos"), size=64, crop="none"), session)
+    context = open_studio(bases["sdxl-short"], resolutions="64,128", flip=True)
+    context.fill_caches(load_dataset(session))
+    told = zip(context.latents.buckets, context.latents.images, strict=True)
+    found = {
+        (image, *latents.mean.shape[2:]): (latents, row) for latents, images in told for row, image in enumerate(images)
+    }
+    shapes = {(0, 8, 8), (1, 8, 8), (2, 8, 8), (3, 8, 8), (0, 16, 16), (1, 24, 8), (2, 16, 16), (3, 8, 24)}
+    assert set(found) == shapes
+    for image, (width, height) in enumerate([(300, 200), (100, 180), (120, 120), (200, 60)]):
+        for key in (key for key in found if key[0] == image):
+            latents, row = found[key]
+            own, mirrored = latents.numbers[row].tolist(), latents.mirrored.numbers[row].tolist()
+            target = (key[1] * 8, key[2] * 8)
+            scale = max(target[0] / height, target[1] / width)
+            over = (round(height * scale) - target[0], round(width * scale) - target[1])
+            assert own[:2] == mirrored[:2] == [height, width]
+            assert tuple(own[4:]) == tuple(mirrored[4:]) == target
+            assert abs(own[3] + mirrored[3] - over[1]) <= 1, "left of it and left of it mirrored: all that is cut off"
+            assert own[2] == mirrored[2]
+            assert 0 <= own[2] <= over[0] + 1
 
 
 # ----------------------------------------------------------------------------------------------------- the objective

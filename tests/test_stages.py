@@ -59,22 +59,23 @@ def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_whic
     def encode(images):
         return encode_images(context.family, vae, images, (64, 64), device="cpu")
 
-    assert torch.equal(context.latents.mean, encode(train).mean)
+    assert torch.equal(context.latents.buckets[0].mean, encode(train).mean)
     assert [context.prompts[place] for place in context.prompt_of] == ["b", "a", "b", "c"]
-    assert (context.latents.mirrored is not None) == flip
+    assert (context.latents.buckets[0].mirrored is not None) == flip
 
     judged = kept or train
-    rows = len(context.held_out.timesteps)
+    (held,) = context.held_out
+    rows = len(held.timesteps)
     each = rows // len(judged)
     assert rows == each * len(judged)
     own = encode(judged).mean
     for row in range(rows):
-        assert torch.equal(context.held_out.latents[row], own[row // each]), "mirrored, or another image"
-        assert context.prompts[context.held_out.prompts[row]] == judged[row // each].prompt
+        assert torch.equal(held.latents[row], own[row // each]), "mirrored, or another image"
+        assert context.prompts[held.prompts[row]] == judged[row // each].prompt
     said = "held-out images" if held_out else "training images, reserved noise"
-    assert context.held_out_label == context.held_out.label == said
-    trained = {latent.flatten()[0].item() for latent in context.latents.mean}
-    assert trained.isdisjoint(latent.flatten()[0].item() for latent in context.held_out.latents) == bool(held_out)
+    assert context.held_out_label == held.label == said
+    trained = {latent.flatten()[0].item() for latent in context.latents.buckets[0].mean}
+    assert trained.isdisjoint(latent.flatten()[0].item() for latent in held.latents) == bool(held_out)
 
 
 # ------------------------------------------------------------------------------------------------ a forward pass
@@ -104,7 +105,7 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
                 7, key, step, part, parts=2, batch_size=3, images=[len(prompts)], latent_shapes=[(4, 8, 8)], flip=flip
             )
             assert [context.texts[place] for place in batch.prompts[rows]] == [prompts[image] for image in draw.images]
-            expected = latents.draw(draw.images, draw.flips, draw.posterior_noise)
+            expected = latents.buckets[0].draw(draw.images, draw.flips, draw.posterior_noise)
             assert torch.equal(batch.latents[rows], expected)
             assert torch.equal(batch.timesteps[rows], draw.timesteps)
             offset = draw_offset(7, key, step, part, batch_size=3, channels=4)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.trocr.ground_truth.crops import cut_outline
 from fastsd_helpers.trocr.pages.inputs import gather
+from fastsd_helpers.trocr.pages.line_images import cut_outline
 from fastsd_helpers.trocr.reading.dataset import read_lines, write_table
 
 SIZE = (400, 300)

@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ import pytest
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.runtime import start_log
-from fastsd_helpers.wording import for_notebook
+from fastsd_helpers.wording import count_in_words, for_notebook
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
 # Said on the command line alone, or read by programs: lists of flags, patterns, model cards, the guards' own process.
 ELSEWHERE = ("cli/", "bench/", "webui/guards/", "webui/arguments.py", "wording.py", "story.py", "demo/")
+# Messages in tables.
+TABLES = ("webui/running/crashes.toml", "wheels/failures.toml", "wheels/known_bad.toml")
 FLAG = re.compile(r"(?<![\w-])--[a-z{]")
 OTHER_PROGRAMS = re.compile(r"`uv [^`]*`|pip install [^\n.]*|'--lowram'")
 
@@ -65,6 +68,10 @@ def messages_with_flags() -> list[tuple[str, str]]:
             sentence = " " in text.strip() and not text.startswith(("# ", "-")) and "(?P<" not in text
             if sentence and (FLAG.search(text) or re.search(r"\bfastsd [a-z]+ ", text)):
                 found.append((f"{name}:{line}", text))
+    for name in TABLES:
+        rows = tomllib.loads((PACKAGE / name).read_text(encoding="utf-8")).values()
+        texts = [row.get(key, "") for table in rows for row in table for key in ("what", "meaning", "hint", "todo")]
+        found += [(name, text) for text in texts if FLAG.search(text) or re.search(r"\bfastsd [a-z]+ ", text)]
     return found
 
 
@@ -140,3 +147,9 @@ def test_the_log_below_a_cell_has_no_flag_and_that_of_a_terminal_keeps_it(
     start_log()
     logging.getLogger("fastsd_helpers").info("Add %s.", "--keep-last 3")
     assert capsys.readouterr().out.splitlines() == ["Add --take-over.", "Add 'keep last' 3."]
+
+
+def test_a_count_of_a_small_file_is_not_zero_millions() -> None:
+    counts = {0: "0", 640: "640", 1_000: "1.0 thousand", 49_152: "49.2 thousand", 99_949: "99.9 thousand"}
+    counts |= {100_000: "0.1 million", 859_520_964: "859.5 million", 11_901_408_320: "11,901.4 million"}
+    assert {count: count_in_words(count) for count in counts} == counts

@@ -38,5 +38,12 @@ BENCHMARKS = {
 
 
 def load_benchmark(name: str) -> Any:
-    """Import the module of a benchmark; only now, as some need packages that others do not."""
+    """Import the module of a benchmark; only now, as some need packages that others do not.
+
+    Args:
+        name: one of `BENCHMARKS`.
+
+    Returns:
+        The module, with `Settings` and `measure(settings) -> Report`.
+    """
     return import_module(f"{__name__}.{BENCHMARKS[name].module}")

@@ -107,7 +107,8 @@ def measure(settings: Settings) -> Report:
     """Run the comparison; prints nothing.
 
     Raises:
-        DiskFull: there is not enough room. TrainingFailed: a command that was timed broke down.
+        DiskFull: there is not enough room.
+        TrainingFailed: a command that was timed broke down.
     """
     if settings.work:
         Path(settings.work).mkdir(parents=True, exist_ok=True)

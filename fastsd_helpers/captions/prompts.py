@@ -74,6 +74,9 @@ def resolve_prompt(
         instance_prompt: one prompt for all images, or None when it was left alone.
         session_name: the last resort; underscores become spaces.
         words: what the name was found to say among those of its set ("" for nothing); None: what it says by itself.
+
+    Returns:
+        The prompt of the image, as the text encoder gets it.
     """
     for candidate in (caption, instance_prompt, words_of(file_name) if words is None else words):
         plain = " ".join((candidate or "").split())
@@ -87,6 +90,12 @@ def words_of(file_name: str) -> str:
 
     "sks_dog (3).jpg" gives "sks dog", "user01 (1).jpg" gives "user01". A name that a camera, a phone or a program
     made (IMG_1234, 20240101_120000, 07, a UUID) has no words and gives "".
+
+    Args:
+        file_name: with its ending, without folders.
+
+    Returns:
+        The words, joined by blanks; "" for none.
     """
     stem = _stem(file_name)
     if _UUID.search(stem):
@@ -122,6 +131,9 @@ def decode_caption(data: bytes, *, page: str | None = None) -> str | None:
         data: all of it.
         page: the code page that was guessed from all captions of a set; by default it is guessed from this one.
 
+    Returns:
+        The text in one line; None when it is empty.
+
     Raises:
         DatasetError: far too long, or no text at all.
     """
@@ -136,6 +148,13 @@ def decode_caption(data: bytes, *, page: str | None = None) -> str | None:
 
 def read_caption(path: Path, *, page: str | None = None) -> str | None:
     """Read the caption in a .txt file; None when there is no file or nothing in it. `page`: see `decode_caption`.
+
+    Args:
+        path: the .txt file.
+        page: the code page of bytes that are no Unicode; see `decode_caption`.
+
+    Returns:
+        The caption, or None.
 
     Raises:
         DatasetError: the file is not a caption.
@@ -158,6 +177,10 @@ def read_caption(path: Path, *, page: str | None = None) -> str | None:
 
 def write_caption(path: Path, caption: str | None) -> None:
     """Write a caption as UTF-8, whole or not at all; an empty one removes the file.
+
+    Args:
+        path: the .txt file.
+        caption: its new text; None or empty: none.
 
     Raises:
         DriveError: the file or its folder cannot be written.
@@ -184,6 +207,9 @@ def describe_pictures(
         pictures: files; see `picture_files.FORMATS`.
         model: a folder or a Hub id; downloaded when it is not here.
         device: where it runs, as torch names it.
+
+    Yields:
+        The words of each image, in the order given.
 
     Raises:
         ModelNotFound: there is no such model.
@@ -234,6 +260,13 @@ def name_subject(description: str, subject: str) -> str:
 
     ("a brown dog on a couch", "zib dog") gives "a brown zib dog on a couch"; where the kind (the subject's last word)
     is not mentioned, the subject comes first: "zib dog, a couch".
+
+    Args:
+        description: such as "a brown dog on a couch".
+        subject: its name and kind, such as "zib dog".
+
+    Returns:
+        The prompt.
     """
     kind = subject.split()[-1] if subject.split() else ""
     if not kind:

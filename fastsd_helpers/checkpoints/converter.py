@@ -132,6 +132,10 @@ def convert(
         merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
             LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
+    Returns:
+        What was written: `path`, `sha256` (empty for a folder, and without `hashes` and `verify`), `bytes`, `tensors`,
+        and notes.
+
     Raises:
         CheckpointError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
         DiskFull: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
@@ -142,12 +146,13 @@ def convert(
         ModelError: `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
-    from fastsd_helpers.checkpoints.lora_converter import convert_lora
-    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
-
     dst = Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     given = _look(Path(src).expanduser(), dst, base, family, dtype)
+    # They need numpy, and only now are needed.
+    from fastsd_helpers.checkpoints.lora_converter import convert_lora
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+
     src = given.path
     if given.what == "lora":
         _refuse_merging(src, merge)
@@ -447,10 +452,18 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
     if prediction.kind is None:
-        note = "Diffusers takes epsilon. If images come out as noise, it is a v-prediction model."
-        note = "what the base predicts was taken." if options.base is not None else note
-        return replace(written, notes=(*written.notes, f"{prediction.source}: {note}"))
+        return replace(written, notes=(*written.notes, _unsaid(str(kind.family), options.base)))
     return written
+
+
+def _unsaid(family: str, base: Path | None) -> str:
+    """The note on a file that does not say what it predicts: what its folder says then."""
+    note = "The file does not say whether it predicts noise (epsilon) or velocity (v)"
+    kind = prediction_of_folder(base, family).kind if base is not None else None
+    if kind is not None:
+        return f"{note}: what the base predicts ({kind}) was taken."
+    neither = ", and neither does the base" if base is not None else ""
+    return f"{note}{neither}. Diffusers takes epsilon: if images come out as noise, it is a v-prediction model."
 
 
 def _rewrite_file(

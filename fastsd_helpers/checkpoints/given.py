@@ -49,7 +49,8 @@ def identify(path: Path) -> Given:
     """Tell what a file or folder is, by what it holds; weights are not opened.
 
     Raises:
-        CheckpointError, ModelError: it is not a model, or several, of which one has to be named.
+        CheckpointError: it is not a model, or several, of which one has to be named.
+        ModelError: it is not a model, or several, of which one has to be named.
     """
     if path.is_file():
         refuse_other_content(path)

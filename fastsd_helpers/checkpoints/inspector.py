@@ -112,9 +112,13 @@ def inspect(
     """Look at a .safetensors or .ckpt file, or a folder. Nothing in it is run; tensors are read only to hash or scan.
 
     Args:
+        path: a .safetensors, .ckpt or .bin file, or a Diffusers or LoRA folder.
         hashes: compute the SHA-256, which reads the whole file.
         scan: look for values that are infinite or not a number, which reads the whole file.
         progress: called with (bytes scanned, bytes in all).
+
+    Returns:
+        Kind, family, layout, dtypes, prediction, hashes, and `problems` as sentences: () for a file that is in order.
 
     Raises:
         CheckpointError: the file cannot be read safely.

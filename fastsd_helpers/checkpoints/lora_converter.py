@@ -24,22 +24,18 @@ from fastsd_helpers.checkpoints.lora.layers import Layer, open_lora, read_lora
 from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraLayout, LoraModule
 from fastsd_helpers.checkpoints.lora.modules import Module, lora_modules
 from fastsd_helpers.checkpoints.lora.second_reader import SourceLayer, check_lora
-from fastsd_helpers.checkpoints.lora.strength import METADATA_KEY, exact_pattern
+from fastsd_helpers.checkpoints.lora.statements import METADATA_KEY, exact_pattern
 from fastsd_helpers.checkpoints.models.verifier import compare
 from fastsd_helpers.checkpoints.models.writer import CheckpointFile, refuse_existing, refuse_sources
+from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
 __all__ = ["convert_lora", "write_kohya"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
-_ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1/lora",
-    "sd21": "stable-diffusion-v2-512/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "flux": "flux-1-dev/lora",
-}
 _NOTABLE_ROUNDING = 0.02
+_PROJECTION = "lora_te2_text_projection"  # for the extension that reads LoRA there, it is no layer
 
 Split = dict[tuple[str, str], Layer]  # (part, Diffusers path) -> layer
 Stored = dict[str, tuple[TensorFact, Any]]  # tensor name -> what is written
@@ -56,7 +52,9 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
     Raises:
         CheckpointError: a layer that no model of the family has, half a pair, DoRA or biases, or a name that is taken.
         VerificationFailed: what was written changes a layer in another way than the source; nothing is left behind.
-        DiskFull, DriveReadOnly, DriveError: nothing is left behind.
+        DiskFull: nothing is left behind.
+        DriveReadOnly: nothing is left behind.
+        DriveError: nothing is left behind.
     """
     if dst.suffix.lower() in (".ckpt", ".bin", ".pt"):
         raise CheckpointError(f"A LoRA is not written as {dst.suffix}.", "Give a name that ends in .safetensors.")
@@ -85,6 +83,8 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
                 )
         else:
             tensors, metadata = _to_kohya(_as_original(layers, family), family, dtype)
+            if f"{_PROJECTION}.alpha" in tensors:
+                notes.append(f"AUTOMATIC1111 does not read {_PROJECTION}; ComfyUI and Forge do.")
             metadata["modelspec.title"] = dst.stem
         del layers
 
@@ -181,7 +181,10 @@ def write_kohya(
 
     Raises:
         CheckpointError: a value is NaN or Inf, or becomes Inf in `dtype`.
-        DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
+        DiskFull: it cannot be written.
+        DriveReadOnly: it cannot be written.
+        DriveError: it cannot be written.
+        VerificationFailed: what was read back differs.
     """
     tensors, described = _to_kohya(layers, family, dtype, alpha_dtype=dtype)  # as kohya's scripts save it
     sha256, size = _write_tensors(path, tensors, {**described, **metadata}, verify=True, finite=True)
@@ -248,7 +251,7 @@ def _to_kohya(
         tensors[f"{module.kohya}.lora_up.weight"] = _stored(up, layer.dtype, dtype)
         tensors[f"{module.kohya}.alpha"] = _stored_number(alpha, alpha_dtype)
     return tensors, {
-        "modelspec.architecture": _ARCHITECTURES[family],
+        "modelspec.architecture": f"{architecture_of(family)}/lora",
         "modelspec.sai_model_spec": "1.0.1",
         "ss_base_model_version": _BASE_WORDS[family],
         "ss_network_alpha": f"{_usual(abs(layer.alpha) for _, layer in layers):g}",

@@ -1,55 +1,25 @@
-"""The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
+"""The commands `fastsd convert` and `fastsd inspect`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from fastsd_helpers import bench, options
+from fastsd_helpers import options
 from fastsd_helpers.checkpoints import converter, inspector
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
+from fastsd_helpers.cli.flags import command, given_values
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import count_in_words
 
-__all__ = ["add_checkpoints"]
+__all__ = ["add_commands"]
 
 
-def add_checkpoints(commands: Any) -> None:
-    """Add `convert`, `inspect` and `bench` to the parser."""
-    about = (
-        "convert between a Diffusers folder and a single-file checkpoint, or a LoRA between diffusers and kohya keys"
-    )
-    converting = command(commands, "convert", convert, about)
-    converting.add_argument(
-        "src", metavar="SRC", type=Path, help="source: Diffusers folder, .safetensors, .ckpt or a LoRA"
-    )
-    converting.add_argument(
-        "dst",
-        metavar="DST",
-        type=Path,
-        help="destination: a name that ends in .safetensors or .ckpt for a single file, else a folder",
-    )
-    converting.add_argument(
-        "--merge",
-        metavar="LORA[:STRENGTH]",
-        action="append",
-        default=[],
-        help=(
-            "merge a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) into the model's weights, with weight 1 or as given; "
-            "repeatable"
-        ),
-    )
-    add_flags(converting, ConvertConfig)
-    inspecting = command(commands, "inspect", inspect, "identify a model file and list its problems")
-    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
-    add_flags(inspecting, InspectConfig)
-    group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
-    for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, row.about)
-        add_flags(measuring, bench.load_benchmark(name).Settings)
-        measuring.set_defaults(benchmark=name)
+def add_commands(commands: Any) -> None:
+    """Add `convert` and `inspect` to the parser."""
+    command(commands, "convert", convert, ConvertConfig)
+    command(commands, "inspect", inspect, InspectConfig)
 
 
 def convert(chosen: argparse.Namespace) -> Answer:
@@ -77,7 +47,7 @@ def inspect(chosen: argparse.Namespace) -> Answer:
         "what": found.what,
         "family": found.family,
         "size": size_in_words(found.bytes),
-        "parameters": f"{found.parameters / 1e6:,.1f} million in {found.tensors:,} tensors",
+        "parameters": f"{count_in_words(found.parameters)} in {found.tensors:,} tensors",
         "formats": {name: size_in_words(count) for name, count in found.dtypes.items()},
         "parts": {name: size_in_words(count) for name, count in found.parts.items()},
         "predicts": f"{found.prediction or 'unknown'} ({found.prediction_source})" if found.prediction_source else None,
@@ -100,9 +70,3 @@ def inspect(chosen: argparse.Namespace) -> Answer:
 
 def _look(done: int, whole: int) -> None:
     logger.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
-
-
-def measure(chosen: argparse.Namespace) -> Answer:
-    module = bench.load_benchmark(chosen.benchmark)
-    report = module.measure(module.Settings(**given_values(chosen, module.Settings)))
-    return Answer(report.data, report.lines)

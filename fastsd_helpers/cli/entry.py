@@ -28,6 +28,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Args:
         words: the command line after `fastsd`; the process's own when None.
+
+    Returns:
+        The exit status: 0 done, 2 something to correct, 1 a failure of the program, 130 after Ctrl-C.
     """
     as_json = "--json" in (sys.argv[1:] if words is None else words)
     if sys.version_info < _OLDEST_PYTHON:

@@ -1,26 +1,35 @@
-"""The command line itself: which commands there are and which words they take."""
+"""The command line itself: which commands there are and which words they take.
+
+A command's module is imported when its command is given: training, web UIs and recognition would make each other wait.
+"""
 
 import argparse
 import difflib
+import importlib
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fastsd_helpers import __version__
-from fastsd_helpers.cli.checkpoint_commands import add_checkpoints
-from fastsd_helpers.cli.dreambooth_commands import add_dreambooth
-from fastsd_helpers.cli.flags import command, subcommands
-from fastsd_helpers.cli.machine_commands import add_machine, run_demo
-from fastsd_helpers.cli.model_commands import add_models
+from fastsd_helpers.cli.flags import subcommands
 from fastsd_helpers.cli.passwords import refuse_typed_secrets
-from fastsd_helpers.cli.trocr_commands import add_trocr
-from fastsd_helpers.cli.webui_commands import add_webui
 from fastsd_helpers.errors import SettingsError
 
 __all__ = ["build_parser", "parse"]
+
+# Module of this package -> the commands that its `add_commands` adds.
+_MODULES = {
+    "demo_command": ("demo",),
+    "dreambooth_commands": ("dreambooth",),
+    "checkpoint_commands": ("convert", "inspect"),
+    "bench_commands": ("bench",),
+    "trocr_commands": ("trocr",),
+    "webui_commands": ("webui", "tunnel", "playground"),
+    "model_commands": ("models", "controlnet"),
+    "machine_commands": ("doctor", "install"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,8 +54,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SettingsError: a word that no command takes; the hint names the flag that was probably meant.
     """
-    refuse_typed_secrets(sys.argv[1:] if words is None else words)
-    chosen, unknown = build_parser().parse_known_args(words)
+    words = sys.argv[1:] if words is None else words
+    refuse_typed_secrets(words)
+    chosen, unknown = build_parser(words[0] if words else None).parse_known_args(words)
     if unknown:
         prog, flags = chosen.prog, chosen.flags
         word = unknown[0].partition("=")[0] if unknown[0].startswith("-") else unknown[0]
@@ -58,17 +68,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of all commands; help and limits come from the settings classes."""
+def build_parser(word: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of all commands, or of those in the module of one; a word that is no command makes it of all.
+
+    Help and limits come from the settings classes.
+    """
     parser = _Parser(
         prog="fastsd", description="DreamBooth for Stable Diffusion: resumable, verified, safe by default."
     )
     parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
     commands = subcommands(parser)
-    demo = command(commands, "demo", run_demo, "complete DreamBooth example on the embedded model, with images")
-    demo.add_argument(
-        "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
-    )
-    for add in (add_dreambooth, add_checkpoints, add_trocr, add_webui, add_models, add_machine):
-        add(commands)
+    asked = [module for module, names in _MODULES.items() if word in names]
+    for module in asked or _MODULES:
+        importlib.import_module(f"fastsd_helpers.cli.{module}").add_commands(commands)
     return parser

@@ -13,8 +13,8 @@ from typing import Any
 
 from fastsd_helpers import background, files, processes
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section, table
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
-from fastsd_helpers.cli.sharing import add_link_flags, link_settings
+from fastsd_helpers.cli.flags import command, command_group, given_values
+from fastsd_helpers.cli.sharing import link_settings
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
@@ -26,117 +26,18 @@ from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
-__all__ = ["DEFAULT_READER", "add_trocr"]
-
-DEFAULT_READER = "trocr-base-handwritten"
-_GROUND_TRUTH = (
-    "ground truth: folder, zip or table of lines with their text, PAGE or ALTO with the pages' images, IAM, parquet"
-)
+__all__ = ["add_commands"]
 
 
-def add_trocr(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
-    group = subcommands(
-        commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
-    )
-    reading = command(group, "read", read, "read images of lines or pages, folders of them, PDFs or links")
-    reading.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
-    reading.add_argument("--out", metavar="PATH", type=Path, help="output file, or with --format an output folder")
-    reading.add_argument(
-        "--format",
-        metavar="NAMES",
-        help="into a folder: one or several of txt, json, csv, alto, page, hocr, pdf (searchable), with commas; into a "
-        "file: txt, json, csv or jsonl (default: from the ending of --out)",
-    )
-    reading.add_argument(
-        "--pages",
-        action=argparse.BooleanOptionalAction,
-        help="the images are whole pages, whose lines are found first (segmentation), or single lines (default: each "
-        "image is looked at)",
-    )
-    reading.add_argument(
-        "--order",
-        choices=("auto", "columns", "rows", "rtl"),
-        default="auto",
-        help="reading order of a page: column by column, row by row (tables, ledgers), from right to left (default: "
-        "auto)",
-    )
-    reading.add_argument(
-        "--least-confidence",
-        metavar="X",
-        type=float,
-        default=0.0,
-        help="confidence threshold, 0 to 1: leave the text of less sure lines empty in txt and pdf (default: 0)",
-    )
-    reading.add_argument(
-        "--attention",
-        metavar="DIR",
-        type=Path,
-        help="also write heat maps of the cross-attention: where the model looked for each character",
-    )
-    reading.add_argument("--shard", metavar="I/N", help="read shard I of N of a folder (run all N with the same --out)")
-    _add_model(reading)
-    add_flags(reading, ReadConfig)
-    judging = command(group, "evaluate", evaluate, "evaluate a model on ground truth: CER and WER")
-    judging.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
-    judging.add_argument(
-        "--normal-form",
-        choices=("NFC", "NFD", "none"),
-        default="NFC",
-        help="Unicode normalization form of both sides before they are compared (default: NFC)",
-    )
-    judging.add_argument(
-        "--report", metavar="FILE.html", type=Path, help="also write an HTML report with the images of the worst lines"
-    )
-    _add_model(judging)
-    add_flags(judging, ReadConfig)
-    embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
-    embedding.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
-    embedding.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder for the embeddings")
-    embedding.add_argument(
-        "--pool",
-        choices=("none", "mean", "columns"),
-        default="mean",
-        help="pooling: one embedding per line (mean), per column of patches, or per patch token (none) (default: mean)",
-    )
-    _add_model(embedding)
-    _add_making(group)
-
-
-def _add_making(group: Any) -> None:
-    tuning = command(
-        group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
-    )
-    tuning.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
-    tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
-    tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
-    tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
-    _add_model(tuning)
-    add_flags(tuning, FineTuneConfig)
-    shrinking = command(
-        group, "quantize", quantize, "quantize a model to int8 for the CPU and measure the accuracy loss"
-    )
-    shrinking.add_argument("model", metavar="MODEL", help="recognition model: key, folder or Hub id")
-    shrinking.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    shrinking.add_argument(
-        "--evaluate", metavar="DATA", required=True, help="ground truth to evaluate on: lines with their text"
-    )
-    shrinking.add_argument(
-        "--calibrate",
-        metavar="DIR",
-        help="calibration set for int8 activations (static quantization): other lines than those of --evaluate",
-    )
-    shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
-    sharing = command(group, "serve", share, "web page that reads lines and pages, with a login")
-    _add_model(sharing)
-    add_flags(sharing, ServeConfig)
-    add_link_flags(sharing)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEFAULT_READER, help=f"recognition model: key, folder or Hub id (default: {DEFAULT_READER})"
-    )
+    group = command_group(commands, "trocr")
+    command(group, "read", read, ReadConfig)
+    command(group, "evaluate", evaluate, ReadConfig)
+    command(group, "embed", embed)
+    command(group, "finetune", finetune, FineTuneConfig)
+    command(group, "quantize", quantize)
+    command(group, "serve", share, ServeConfig)
 
 
 def _open_reader(chosen: argparse.Namespace) -> Any:

@@ -37,6 +37,12 @@ def describe_content(path: Path) -> str:
     Images, PDF documents, other archives and installers have names of their own too.
 
     A safetensors file whose length is not what its header says is "broken safetensors".
+
+    Args:
+        path: the file, of which only the beginning is read.
+
+    Returns:
+        One of these names.
     """
     with open(path, "rb") as file:
         head = file.read(4096)
@@ -123,11 +129,13 @@ def look_at_arrived(path: Path, name: str, shown: str, *, beside: bool = False) 
     """Look into a file that arrived, before it gets its name; return its kind.
 
     Args:
-        name: what it will be called. shown: where it came from, for the message.
+        name: what it will be called.
+        shown: where it came from, for the message.
         beside: it may be what lies beside the weights, a description or a vocabulary.
 
     Raises:
-        DownloadError: it is not a model. UnsafeModel: it could run code.
+        DownloadError: it is not a model.
+        UnsafeModel: it could run code.
     """
     small = beside and (name.endswith(".json") or name in ("merges.txt", "vocab.txt"))
     kind = "description" if small else require_model(path, shown)

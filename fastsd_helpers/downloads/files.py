@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import logging
 import os
 import re
 import threading
@@ -30,10 +29,9 @@ from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
 from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.runtime import logger
 
 __all__ = ["Wanted", "fetch", "fetch_all", "models_folder", "wanted_file"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,14 @@ def fetch(
             GitHub, any other), a HubFile, or a file that is here already.
         folder: where it goes; `models_folder()` when left alone.
         name: its name there; the site's own when left alone.
-        size: expected bytes. sha256: expected hash, in hex.
+        size: expected bytes.
+        sha256: expected hash, in hex.
         mirrors: further sources of the same file, tried in order.
         overwrite: replace an existing file of that name that differs.
         models_only: refuse what is not a model file (a web page, a program, text).
+
+    Returns:
+        The file, whole and under its own name.
 
     Raises:
         UnsafeModel: it could run code; what was fetched of it is removed.
@@ -133,6 +135,10 @@ def _checked_hash(sha256: str) -> str:
 def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | FastSDError]:
     """Fetch several files, a few at a time; one that fails does not stop the others.
 
+    Args:
+        wanted: each file with its source, folder, size and hash.
+        at_once: how many at the same time, 1 or more.
+
     Returns:
         For each, in the given order, its path or the error that a single `fetch` would have raised.
     """
@@ -159,7 +165,12 @@ def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | Fast
 
 
 def wanted_file(about: dict[str, Any], folder: Path | None = None) -> Wanted:
-    """What to ask `fetch_all` for to get the single file of a row of models.toml, its table `checkpoint`."""
+    """What to ask `fetch_all` for to get the single file of a row of models.toml, its table `checkpoint`.
+
+    Args:
+        about: the row, as a dict.
+        folder: where it goes; `models_folder()` when left alone.
+    """
     return Wanted(
         HubFile(about["repo"], about["file"], about.get("revision")),
         folder,

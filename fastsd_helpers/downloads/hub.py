@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import time
@@ -32,7 +31,7 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import redact, secret
+from fastsd_helpers.runtime import logger, redact, secret
 
 __all__ = [
     "CHANGED_ON_THE_WAY",
@@ -44,8 +43,6 @@ __all__ = [
     "offline",
     "with_retries",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SPARE_BYTES = 200 * 2**20  # room left over after a download, so that the machine stays usable
 PAUSES_S = (1.0, 4.0)  # before the second and the third question, when the Hub names no time
@@ -75,6 +72,9 @@ def fetch_repo(
         revision: branch, tag or commit; left alone, `main`.
         cache_dir: where downloads are kept; left alone, the Hugging Face cache.
         pinned_by_us: the revision comes from our table: a mirror without it gives its `main`, with a warning.
+
+    Returns:
+        The folder with the files, as the Hub has them.
     """
     hub = HubRepo(repo, revision, cache_dir, contents)
     wanted = [hub, HubRepo(repo, None, cache_dir, contents)] if pinned_by_us and revision else [hub]

@@ -82,12 +82,20 @@ def is_repo_name(text: str) -> bool:
 
 
 def is_link(text: str) -> bool:
-    """Whether a text is a web address."""
+    """Whether a text is a web address.
+
+    Args:
+        text: what a user typed.
+    """
     return bool(re.match(r"https?://", text.strip(), re.IGNORECASE))
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a web address has a token, a key or a password in it, so that it may not be written down."""
+    """Whether a web address has a token, a key or a password in it, so that it may not be written down.
+
+    Args:
+        text: a web address, or any other text.
+    """
     if not is_link(text):
         return False
     address, _, query = text.strip().partition("?")

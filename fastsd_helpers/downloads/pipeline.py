@@ -114,6 +114,9 @@ def pick_weights(names: Iterable[str]) -> tuple[list[str], str | None]:
 
     Full precision before a variant such as fp16, then safetensors before bin, then one file before shards.
 
+    Args:
+        names: the files of the component's folder.
+
     Returns:
         The file names (with the shards' index) and the variant's name, None for full weights; ([], None) when
         there is no whole set.
@@ -146,7 +149,15 @@ def pick_weights(names: Iterable[str]) -> tuple[list[str], str | None]:
 
 
 def variant_of(folder: Path, part: str) -> str | None:
-    """Name the variant (`fp16`) that `from_pretrained(folder, subfolder=part)` must ask for; None for full weights."""
+    """Name the variant (`fp16`) that `from_pretrained(folder, subfolder=part)` must ask for; None for full weights.
+
+    Args:
+        folder: a Diffusers folder.
+        part: a component's folder in it, such as `unet`.
+
+    Returns:
+        The variant, or None.
+    """
     return pick_weights(name.removeprefix(f"{part}/") for name in list_files(folder) if name.startswith(f"{part}/"))[1]
 
 
@@ -202,7 +213,14 @@ def pipeline_files(listing: Listing) -> list[str]:
 
 
 def require_pipeline(folder: Path) -> dict[str, Any]:
-    """Check that a folder is a whole Diffusers pipeline and return its model_index.json; raises as `pipeline_files`."""
+    """Check that a folder is a whole Diffusers pipeline and return its model_index.json; raises as `pipeline_files`.
+
+    Args:
+        folder: a Diffusers folder.
+
+    Returns:
+        Its model_index.json.
+    """
     listing = Listing.of_folder(folder)
     index, missing = _parts_of(listing)
     if missing:
@@ -229,7 +247,15 @@ def _parts_of(listing: Listing) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object of a model folder; ModelError when it is none, or could make a library load code."""
+    """Read a JSON object of a model folder; ModelError when it is none, or could make a library load code.
+
+    Args:
+        folder: of the model.
+        name: of the file in it, such as `model_index.json`.
+
+    Returns:
+        The object.
+    """
     return read_config(folder / name)
 
 
@@ -269,6 +295,12 @@ def model_hash(folder: Path) -> str:
     """Fingerprint a Diffusers folder: sha256 over the names and sha256 of the weights that are loaded.
 
     The first call reads every weight file once; later calls in this process answer from memory unless a file changed.
+
+    Args:
+        folder: a Diffusers folder.
+
+    Returns:
+        64 lower-case hex digits.
     """
     index = require_pipeline(folder)
     names = [name for name in wanted_files(list_files(folder), index) if name.endswith(_ENDINGS)]

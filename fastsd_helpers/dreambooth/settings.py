@@ -11,8 +11,11 @@ from fastsd_helpers.dreambooth.presets import (
     choose_lora_rates,
     choose_optimizer,
     choose_precision,
+    choose_prior,
     choose_steps,
+    rows_per_step,
 )
+from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolutions
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
@@ -32,15 +35,13 @@ __all__ = [
 Given = dict[str, Any]
 
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
-_FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
+_FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every", "processes")
 # The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 _FIXED = ("base_model", "method", "preset", "steps", "prediction_type", "zsnr", *_LORA)
 _STEPS = ("unet_steps", "text_encoder_steps")
 # "auto" in these means: as it is, or as it suits.
 _MAY_BE_AUTO = ("base_model", "precision", "optimizer", "prediction_type")
-# How many processes make the steps: of the run's parts, which are fixed, so any number that divides them will do.
-_WHO = ("processes",)
 # They have a default of their own, and a model may have another.
 _FOLLOW_MODEL = ("method", "lr_scheduler")
 
@@ -62,10 +63,10 @@ _OFF: Given = {
     "lora_targets": "attention",
     "prediction_type": "auto",
     "zsnr": None,
+    "resolutions": None,
     "keep_best": False,
     "processes": 1,
 }
-_CLASS_IMAGES = 100
 _CLASS_PROMPT = "a class_prompt (--class-prompt), such as 'a photo of a dog'"
 
 
@@ -119,7 +120,16 @@ class DreamBoothConfig:
         None, help="learning rate of the text encoder; default: the model's", low=1e-9, high=1e-2
     )
     resolution: int | None = option(
-        None, help="resolution: side of the training images in pixels; default: the model's", low=64, high=2048
+        None,
+        help="resolution: side of the training images in pixels; default: the model's",
+        low=LEAST_PX,
+        high=MOST_PX,
+    )
+    resolutions: str | None = option(
+        None,
+        help="training resolutions: several at once, such as 512,768,1024; each image is trained at all of them, and "
+        "samples have the resolution above; default: that alone",
+        advanced=True,
     )
     batch_size: int | None = option(
         None, help="batch size: images per forward pass; default: the model's", low=1, high=64, advanced=True
@@ -285,7 +295,19 @@ class DreamBoothConfig:
             extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:
             extra.append(f"class_folder (--class-folder) needs {_CLASS_PROMPT}")
+        if isinstance(self.resolutions, str):
+            try:  # one spelling, so that the same sides are the same setting
+                object.__setattr__(self, "resolutions", ",".join(map(str, read_resolutions(self.resolutions))))
+            except ValueError as err:
+                extra.append(f"resolutions (--resolutions) {err}")
         check(self, extra)
+
+    @property
+    def training_resolutions(self) -> tuple[int, ...]:
+        """Sides in pixels of the squares whose area the training images have, the smallest first."""
+        if self.resolutions:
+            return read_resolutions(self.resolutions)
+        return (self.resolution,) if self.resolution else ()
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
@@ -333,19 +355,13 @@ def given_values(config: DreamBoothConfig) -> Given:
 
 
 def resolve_settings(
-    config: DreamBoothConfig,
-    spec: ModelSpec,
-    device: Device,
-    *,
-    saved: Given | None = None,
-    photos: int = 0,
-    processes: int = 1,
+    config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None, photos: int = 0
 ) -> tuple[ResolvedConfig, list[str]]:
     """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
 
     What the user gave wins, then what the session was started with (`saved`), then the preset, the number of photos
     (`photos`) where steps are automatic, the model's defaults and the device's. After this only save_every, keep_last
-    and sample_every may still be None: they depend on free space. `processes` is how many there are.
+    and sample_every may still be None: they depend on free space.
 
     Raises:
         SettingsError: a resumed run would change; every changed setting is listed.
@@ -364,16 +380,15 @@ def resolve_settings(
         config = replace(config, **follow)
         reasons.append(f"from {spec.title}: {', '.join(f'{name} {value}' for name, value in follow.items())}")
     _require_method(config, spec)
-    config = replace(config, processes=processes)
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
-        steps, reason = choose_steps(spec, photos, preset=config.preset, rows=_rows_per_step(config, spec))
+        steps, reason = choose_steps(spec, photos, preset=config.preset, rows=rows_per_step(config, spec))
         resolved = _fill(resolved, steps, reason, reasons)
     if config.method == "lora":
         rates, reason = choose_lora_rates(spec)
         resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
-    resolved = _fill(resolved, _choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
+    resolved = _fill(resolved, choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
@@ -406,18 +421,6 @@ def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[st
     return replace(config, **followed)
 
 
-def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
-    """How many times the model's own number of images one optimizer step sees."""
-    own = spec.defaults.get("batch_size", 1)
-    return (config.batch_size or own) * config.accumulation * (config.processes or 1) / own
-
-
-def _choose_prior(config: DreamBoothConfig) -> Given:
-    if config.class_prompt is None or config.prior_weight == 0 or config.class_images == 0:
-        return {}
-    return {"prior_weight": 1.0, "class_images": _CLASS_IMAGES}
-
-
 def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = None, finished: bool = False) -> None:
     """Refuse settings that a run cannot take while it is as it is; each is named with both values.
 
@@ -434,7 +437,7 @@ def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = No
     changed = {
         name: value
         for name, value in given.items()
-        if name in saved and name not in (*_FREE_TO_CHANGE, *_WHO) and value != saved[name]
+        if name in saved and name not in _FREE_TO_CHANGE and value != saved[name]
     }
     if not changed:
         return
@@ -489,7 +492,7 @@ def settings_for_more(
         values |= {"lora_rank": _OFF["lora_rank"], "lora_alpha": None}
     if given.get("class_prompt") and not saved.get("class_prompt"):
         values |= {"prior_weight": None, "class_images": None}
-    changes = {name: value for name, value in given.items() if name not in (*fixed, *_WHO)}
+    changes = {name: value for name, value in given.items() if name not in fixed}
     new = [f"{name} {value}" for name, value in changes.items() if value != saved.get(name)]
     said = f"settings as before, but {', '.join(new)}" if new else "settings as before"
     return DreamBoothConfig(**values | changes | steps), [said]

@@ -175,7 +175,8 @@ def untick(settings: type, **values: Any) -> None:
     """Show other values in the form that was drawn last: what was asked for once has been begun, and is not repeated.
 
     Args:
-        settings: the form's class. values: what its fields show from now on.
+        settings: the form's class.
+        values: what its fields show from now on.
     """
     form = _forms.get((settings.__name__, _open.folder if _open is not None else None))
     if form is not None:

@@ -52,9 +52,12 @@ class ModelFileConfig:
 def look_or_convert(config: ModelFileConfig) -> None:
     """Say what a model file is and what is wrong with it; with a name to write to, convert it.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `checkpoints.inspect` and `checkpoints.convert`
-            raise.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `checkpoints.inspect` and `checkpoints.convert` raise.
     """
     require(config, ModelFileConfig)
     if not config.file.strip():

@@ -16,6 +16,13 @@ def show_playground(config: PlaygroundConfig, session: Session) -> PageView[Page
 
     In Colab the link is Colab's own, which only this notebook's user can open, unless the settings share it.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+
     Raises:
         SettingsError: these are the settings of another form.
     """

@@ -287,7 +287,8 @@ def read_rgb(source: Path | bytes | BinaryIO) -> "Image.Image":
     """Read a whole image as RGB, as it lies in the file.
 
     Raises:
-        PictureProblem, OSError: see `open_picture`.
+        PictureProblem: see `open_picture`.
+        OSError: see `open_picture`.
     """
     with open_picture(source) as picture:
         return load_picture(picture).convert("RGB")

@@ -57,7 +57,8 @@ def look_at_config(path: Path, name: str, *, lenient: bool = False) -> Any:
     With `lenient`, one that is not JSON at all gives None too.
 
     Raises:
-        ModelError, UnsafeModel: as `read_config`.
+        ModelError: as `read_config`.
+        UnsafeModel: as `read_config`.
     """
     words = _WORDS.fullmatch(name) is not None
     most = _MOST_WORDS if words else _MOST_BYTES

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.resources
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,9 @@ from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
 from fastsd_helpers.model_lookup.names import FILE_ENDINGS, Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, models
+from fastsd_helpers.runtime import logger
 
 __all__ = ["fetch_model", "find_folder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def fetch_model(
@@ -33,6 +31,9 @@ def fetch_model(
         ref: as for `find_folder`, which says what is raised too.
         cache_dir: see `ref`.
         convert: see `ref`.
+
+    Returns:
+        The folder, whole and looked through.
     """
     return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
 
@@ -53,6 +54,9 @@ def find_folder(
         cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
         convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
             `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
+
+    Returns:
+        The folder, whole and looked through.
 
     Raises:
         WrongFamily: a model of another kind or family.

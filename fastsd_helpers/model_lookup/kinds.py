@@ -118,7 +118,11 @@ LORA = ModelKind(_flat("LoRA", _lora_files), None, "a .safetensors file, a link 
 
 
 def lora_file(folder: Path) -> Path:
-    """The weights in the folder of a LoRA."""
+    """The weights in the folder of a LoRA.
+
+    Args:
+        folder: as peft or diffusers write it.
+    """
     return folder / _lora_files(list_flat(folder))[0]
 
 

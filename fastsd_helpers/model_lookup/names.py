@@ -36,7 +36,14 @@ class Name:
 
 
 def understand(ref: str | Path) -> Name:
-    """Tell what a text names: a key before a path of that name, a path before a repository of the Hub."""
+    """Tell what a text names: a key before a path of that name, a path before a repository of the Hub.
+
+    Args:
+        ref: what the user typed.
+
+    Returns:
+        Which of these it is, with the key, path or repository.
+    """
     text = str(ref).strip()
     spec = next((spec for spec in models(None) if spec.key == text), None)
     if spec is not None:
@@ -56,7 +63,11 @@ def understand(ref: str | Path) -> Name:
 
 
 def known_model(ref: str | Path) -> ModelSpec | None:
-    """The known model that a repository of the Hub or a link to a file in one is; None for any other text."""
+    """The known model that a repository of the Hub or a link to a file in one is; None for any other text.
+
+    Args:
+        ref: as the user named it.
+    """
     text = str(ref).strip()
     found = find_repo(text)
     repo = found[0] if found is not None else ""
@@ -74,7 +85,11 @@ def _repos_of(spec: ModelSpec) -> set[str]:
 
 
 def how_to_get(ref: str | Path) -> str:
-    """What to do about a model that is wanted here and is not."""
+    """What to do about a model that is wanted here and is not.
+
+    Args:
+        ref: as the user named it.
+    """
     name = understand(ref)
     if name.what in ("key", "hub"):
         return f"Download it first (fastsd models get {name.text}), and give the path that it prints."
@@ -85,6 +100,9 @@ def tokens_for(ref: str | Path) -> tuple[str, ...]:
     """Names of the tokens that bringing a model here may need; none for what is on this machine already.
 
     A single file needs the Hub too: no such file has a tokenizer.
+
+    Args:
+        ref: as the user named it.
     """
     name = understand(ref)
     if name.what in ("folder", "nothing") or (name.spec is not None and name.spec.folder is not None):

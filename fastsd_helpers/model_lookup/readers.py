@@ -23,6 +23,12 @@ _ENCODERS = [
 def require_reader(folder: Path) -> dict[str, Any]:
     """Check that a folder holds a TrOCR model with its tokenizer and image settings; return its config.json.
 
+    Args:
+        folder: of the recognition model.
+
+    Returns:
+        Its config.json.
+
     Raises:
         WrongFamily: it is another kind of model.
         ModelError: a part of it is missing.

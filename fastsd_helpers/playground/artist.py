@@ -78,12 +78,16 @@ class Artist:
         """Draw one image, or two of the same noise: before and after the training.
 
         Args:
+            prompt: what to show.
             seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
             steps: 1 to 200; what the model was made for when None, and so is `guidance` (0 to 20).
             size: side in pixels; the model's own when None.
+            guidance: guidance scale, 0 to 20; what the model was made for when None.
             negative: what must not be in it; only for models that are drawn with guidance.
             start: an image to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            strength: how much of `start` is given up, 0 to 1.
             control: an image for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            control_strength: weight of `control`, 0 to 2.
             control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
@@ -215,8 +219,12 @@ def open_artist(
         ref: the demo model when empty.
         lora: a LoRA to add (file, Hub id, link, or the session that trained it), `lora_strength` (0 to 2) strong. A
             session that trained one draws with it beside its base model.
+        lora_strength: of `lora`, 0 to 2.
         controlnet: a task or key of the ControlNet table, a file, a Diffusers folder or a Hub id.
         root: folder of the sessions.
+
+    Returns:
+        The loaded model, whose `draw` makes images.
 
     Raises:
         ModelNotFound: there is none, or it does not load.

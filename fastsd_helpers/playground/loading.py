@@ -28,7 +28,8 @@ def load_pipeline(folder: Path) -> Any:
     large.
 
     Raises:
-        ModelError: it does not load, or this machine has too little memory free to read it. UnsafeModel.
+        ModelError: it does not load, or this machine has too little memory free to read it.
+        UnsafeModel: it could run code.
     """
     import diffusers
     from diffusers import DiffusionPipeline

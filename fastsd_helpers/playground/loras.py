@@ -10,6 +10,7 @@ from fastsd_helpers.errors import ModelNotFound, SessionError
 from fastsd_helpers.model_lookup import LORA, find_folder, lora_file, require_inert, understand
 from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.sessions import find_session
+from fastsd_helpers.sessions.folders import models_in
 
 __all__ = ["find_lora", "is_lora", "load_lora", "put_beside", "set_strength"]
 
@@ -26,12 +27,14 @@ def find_lora(ref: str, *, root: Path | None = None) -> Path:
     """Find the file of a LoRA: a file, a Hub id, a link, or the session that trained one.
 
     Raises:
-        ModelNotFound, ModelError: there is none. SessionError: the session has no finished model, or a whole one.
+        ModelNotFound: there is none.
+        ModelError: there is none.
+        SessionError: the session has no finished model, or a whole one.
     """
     session = find_session(ref, root=root)
     if session is not None:
         newest = session.finished_model()
-        made = [newest, *(path for path in session.exports.glob("*.safetensors") if not path.name.startswith("."))]
+        made = [newest, *models_in(session.exports)]
         loras = [path for path in made if is_lora(path)]
         if not loras:
             raise SessionError(
@@ -50,7 +53,9 @@ def put_beside(pipe: Any, file: Path, ref: str) -> None:
     """Add a LoRA's matrices beside the weights of a pipeline; `set_strength` says how much they count.
 
     Raises:
-        ModelNotFound: it does not fit this model. UnsafeModel. DependencyMissing: peft is not installed.
+        ModelNotFound: it does not fit this model.
+        UnsafeModel: it could run code.
+        DependencyMissing: peft is not installed.
     """
     load_peft("Using a LoRA", "Run: fastsd install dreambooth")
     require_inert([file])

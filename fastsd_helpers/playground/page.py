@@ -56,12 +56,17 @@ def open_playground(
 
     Args:
         ref: as for `open_artist`.
+        config: title, port and link; the defaults when None.
         artist: one that is loaded already.
         tunnel: settings of the public link; `config.share` names its kind.
 
+    Returns:
+        The page, open on 127.0.0.1 until it is closed.
+
     Raises:
-        DependencyMissing: gradio is not installed. And what `open_artist` and `tunnels.require_shareable` raise; a link
-            that fails later leaves the page open on this machine, and is in `Page.problem`.
+        DependencyMissing: gradio is not installed.
+        FastSDError: what `open_artist` and `tunnels.require_shareable` raise; a link that fails later leaves the page
+            open on this machine, and is in `Page.problem`.
     """
     config = config or PlaygroundConfig()
     gradio = import_gradio("The playground", "Run: pip install gradio")

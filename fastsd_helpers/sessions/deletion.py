@@ -9,9 +9,10 @@ from pathlib import Path
 from fastsd_helpers.drive import deletion_note, keeps_trash, remove_emptied, sessions_root
 from fastsd_helpers.errors import SessionError
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.sessions.lock import SessionLock
 from fastsd_helpers.sessions.record import read_record
-from fastsd_helpers.sessions.session import Session, children, folder_of
+from fastsd_helpers.sessions.session import Session, folder_of
 
 __all__ = ["delete_checkpoint", "delete_session", "room_note"]
 
@@ -25,6 +26,13 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
     samples and finished files lie whole in the trash until that is emptied.
 
     A session that is only a shortcut to somebody else's folder loses the shortcut, not the folder.
+
+    Args:
+        name: of the session.
+        root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+    Returns:
+        Bytes it had.
 
     Raises:
         SessionNotFound: there is none of that name.
@@ -52,7 +60,12 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
 
 
 def room_note(root: Path, *, checkpoint: str | None) -> str:
-    """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`."""
+    """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`.
+
+    Args:
+        root: the sessions root.
+        checkpoint: the name of the checkpoint; None: a whole session.
+    """
     rest = "" if checkpoint else "its photos, images and finished files"
     return deletion_note(root, emptied="Checkpoints", deleted=rest)
 
@@ -71,6 +84,13 @@ def delete_checkpoint(session: Session, name: str) -> int:
     """Delete one checkpoint and return the bytes freed; files that other checkpoints share with it stay.
 
     On Google Drive its files are emptied first, so that the trash holds nothing of them.
+
+    Args:
+        session: an open session.
+        name: the checkpoint's folder, as `fastsd dreambooth show` names it.
+
+    Returns:
+        Bytes that were freed.
 
     Raises:
         SessionError: there is none of that name.

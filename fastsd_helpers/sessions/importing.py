@@ -6,7 +6,6 @@ the same name. What is imported is copied; the folder it comes from is only read
 ours is taken as it is, and nothing in it is moved, changed or deleted; `prepare` puts its prompts together.
 """
 
-import logging
 import os
 import re
 import shutil
@@ -26,14 +25,13 @@ from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomi
 from fastsd_helpers.images.files import PICTURE_SUFFIXES
 from fastsd_helpers.names.code_pages import guess_page
 from fastsd_helpers.names.zips import read_names
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import FOLDERS, Session
 from fastsd_helpers.wording import list_some
 
 __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MOST_MEMBERS = 5_000
 _MOST_BYTES = 256 * 2**20  # of one image
@@ -63,6 +61,9 @@ class ImportResult:
 def is_old_session(folder: Path) -> bool:
     """Whether a folder looks like one of the old notebook's sessions that was not imported yet.
 
+    Args:
+        folder: one below the sessions root.
+
     Raises:
         DriveError: it cannot be read.
     """
@@ -84,6 +85,9 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         name: the session's name here.
         source: the folder it comes from; None when it already lies among ours under that name.
         root: folder that holds our sessions.
+
+    Returns:
+        The session, and what was imported or left out.
 
     Raises:
         SessionError: the folder is not a session, or the name is invalid.
@@ -259,7 +263,12 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
 
 
 def whole_prompt(words: str, caption: str) -> str:
-    """The prompt of an image in the old notebook: the words of its name, then its caption; nothing is said twice."""
+    """The prompt of an image in the old notebook: the words of its name, then its caption; nothing is said twice.
+
+    Args:
+        words: of the image's file name.
+        caption: the text beside it.
+    """
     if not words or caption.casefold().startswith(words.casefold()):
         return caption
     return f"{words} {caption}"

@@ -16,6 +16,12 @@ def check_name(name: str) -> str:
 
     Letters and digits of any script, `-`, `_` and `.` are allowed.
 
+    Args:
+        name: as the user typed it.
+
+    Returns:
+        The folder's name.
+
     Raises:
         SessionError: anything else, with a name that would do.
     """
@@ -28,7 +34,14 @@ def check_name(name: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """Make an allowed session name out of any text."""
+    """Make an allowed session name out of any text.
+
+    Args:
+        name: any text.
+
+    Returns:
+        A name that `check_name` takes.
+    """
     kept = "".join(char if _is_allowed(char) else "_" for char in _normalise(name))
     while "__" in kept:
         kept = kept.replace("__", "_")

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import difflib
-import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from fastsd_helpers.errors import (
     SessionUnfinished,
 )
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.sessions.folders import children, models_in
 from fastsd_helpers.sessions.identity import needs_settling, settle_identity
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
-__all__ = ["FOLDERS", "Session", "SessionSummary", "children", "find_session", "folder_of", "list_sessions"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["FOLDERS", "Session", "SessionSummary", "find_session", "folder_of", "list_sessions"]
 
 FOLDERS = (
     "instance_images",
@@ -74,6 +73,13 @@ class Session:
     def create(cls, name: str, *, root: Path | str | None = None) -> "Session":
         """Create a session's folders and session.json under the sessions root.
 
+        Args:
+            name: letters and digits of any script, `-`, `_`, `.`; blanks become `_`.
+            root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+        Returns:
+            The open session.
+
         Raises:
             SessionError: the name cannot be a folder's name.
             SessionExists: there is one of that name.
@@ -98,6 +104,13 @@ class Session:
         """Open an existing session; a damaged session.json is repaired, said in `notices` and in the log.
 
         A copy of another session's folder becomes a session of its own, which is said too.
+
+        Args:
+            name: of a session that is there.
+            root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+        Returns:
+            The open session.
 
         Raises:
             SessionNotFound: there is none of that name.
@@ -144,6 +157,9 @@ class Session:
 
         Keys that another process has saved meanwhile are kept, unless they are changed here as well.
 
+        Args:
+            **changes: keys and values, as JSON has them.
+
         Raises:
             DiskFull: the file is as it was; the record in memory has the changes.
             DriveReadOnly: the file is as it was; the record in memory has the changes.
@@ -163,7 +179,14 @@ class Session:
             self._saved = copy.deepcopy(merged)
 
     def save_if_possible(self, **changes: Any) -> str | None:
-        """Save, but hand a full disk or a lost Drive back as a sentence, so that a training can go on."""
+        """Save, but hand a full disk or a lost Drive back as a sentence, so that a training can go on.
+
+        Args:
+            **changes: keys and values, as JSON has them.
+
+        Returns:
+            The sentence; None when it was saved.
+        """
         try:
             self.save(**changes)
         except DriveError as err:
@@ -186,8 +209,14 @@ class Session:
     def lock(self, *, take_over: bool = False) -> SessionLock:
         """Hold this session for one run: `with session.lock() as lock`; see SessionLock for `lock.lost`.
 
-        Raises (on entering):
-            SessionBusy: a live run holds it and `take_over` is off.
+        Args:
+            take_over: replace the lock, although another machine's run seems to hold it.
+
+        Returns:
+            The lock, to be entered by `with`; it beats in a thread of its own until the block ends.
+
+        Raises:
+            SessionBusy: on entering: a live run holds it and `take_over` is off.
         """
         self.settle_identity()
         return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
@@ -198,7 +227,7 @@ class Session:
         Raises:
             SessionUnfinished: it has none yet.
         """
-        made = [path for path in self.exports.glob("*.safetensors") if not path.name.startswith(".")]
+        made = models_in(self.exports)
         if not made:
             raise SessionUnfinished(
                 f"The session {self.name} has no finished model yet.",
@@ -209,6 +238,10 @@ class Session:
 
 def find_session(ref: str | Path, *, root: Path | str | None = None) -> Session | None:
     """Open the session that a text names: its folder, wherever it lies, or its name under the sessions root.
+
+    Args:
+        ref: a session's name or folder.
+        root: the sessions root; left alone, the usual place (`drive.sessions_root`).
 
     Returns:
         None when the text names no session.
@@ -249,15 +282,19 @@ class SessionSummary:
 def list_sessions(root: Path | str | None = None) -> list[SessionSummary]:
     """List the sessions under the sessions root by name; a damaged one is listed with its problem.
 
+    Args:
+        root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+    Returns:
+        A summary of each: name, folder, bytes, images, step, and its problem if it has one.
+
     Raises:
         DriveError: the root itself cannot be read; a root that does not exist yet has no sessions.
     """
     folder = sessions_root(root)
     with file_errors(folder, "read"):
-        if not folder.is_dir():
-            return []
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    return [_summarise(folder / name) for name in names]
+        folders = children(folder)
+    return [_summarise(one) for one in folders]
 
 
 def _summarise(folder: Path) -> SessionSummary:
@@ -293,8 +330,7 @@ def _summarise(folder: Path) -> SessionSummary:
 def folder_of(name: str, root: Path) -> Path:
     """The folder of a session under the sessions root; raises SessionNotFound with names like it."""
     with file_errors(root, "read"):
-        there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
-    there = [found for found in there if not found.startswith(".")]
+        there = [found.name for found in children(root)]
     # Looked up in the listing, never joined: a name such as `../x` cannot leave the root, while folders of the old
     # notebook open under names that would be refused for a new session.
     for candidate in (name, name.strip().replace(" ", "_")):
@@ -311,10 +347,3 @@ def folder_of(name: str, root: Path) -> Path:
 def _count(folder: Path) -> int:
     entries = os.scandir(folder) if folder.is_dir() else ()
     return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
-
-
-def children(folder: Path) -> list[Path]:
-    """The folders in a folder by name, hidden ones not; none where it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Read handwriting with TrOCR: open any checkpoint, read lines and pages, measure, fine-tune, shrink.
+"""Read handwriting with TrOCR: open any checkpoint, read lines and pages, measure, fine-tune, quantize.
 
 from fastsd_helpers.trocr import Reader
 for line in Reader("trocr-base-handwritten").read("folder-with-lines"):

@@ -68,6 +68,9 @@ class LocalPage:
         """Make a public link behind a login; when that fails the page stays, and `problem` says why.
 
         What cannot work at all is for `require_shareable` to refuse, before the page's model is loaded.
+
+        Args:
+            config: kind, user, password and minutes of the link.
         """
         try:
             self.tunnel = open_tunnel(
@@ -107,7 +110,14 @@ class LocalPage:
         }
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is closed; False when it is open still after `timeout_s` seconds."""
+        """Wait until it is closed; False when it is open still after `timeout_s` seconds.
+
+        Args:
+            timeout_s: seconds; None: for as long as it is open.
+
+        Returns:
+            Whether it is closed.
+        """
         return self._closed.wait(timeout_s)
 
     def close(self) -> None:
@@ -128,6 +138,10 @@ class LocalPage:
 
 def import_gradio(what: str, hint: str) -> Any:
     """The module gradio, for a page of ours.
+
+    Args:
+        what: that needs it, in words.
+        hint: what to do where it is absent.
 
     Raises:
         DependencyMissing: it is not installed, or cannot be loaded. As for `needs_package`.

@@ -19,6 +19,9 @@ def require_shareable(config: TunnelConfig) -> None:
     The programs of the one service that was asked for are fetched now, where they are not here. "auto" is refused only
     when none of its services can work, and fetches nothing.
 
+    Args:
+        config: kind, user and password of the link.
+
     Raises:
         SettingsError: a user or password that no link can have.
         DependencyMissing: the gate's package is not installed.

@@ -53,6 +53,9 @@ def open_tunnel(
         on_change: called from the watchdog's thread after the link was reopened.
         watch_every_s: seconds between two checks; 0: no watchdog.
 
+    Returns:
+        The link: `url`, `login`, `kind`; it is watched in a thread and open until `close`.
+
     Raises:
         SettingsError: no such kind or port.
         TunnelError: nothing answers at the port, or no service gave a link; what each one said is in the sentence.
@@ -207,7 +210,14 @@ class Tunnel:
         return "\n".join(lines)
 
     def answers(self, *, timeout_s: float = 10) -> bool:
-        """Ask now whether the public link leads here; for Colab's private link, whether the program answers."""
+        """Ask now whether the public link leads here; for Colab's private link, whether the program answers.
+
+        Args:
+            timeout_s: seconds to wait for the answer.
+
+        Returns:
+            True when it does.
+        """
         if self._gate is None:
             return port_answers(self.port)
         running = self._running
@@ -221,7 +231,14 @@ class Tunnel:
             self._gate.forget_upstream_login()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is closed; False when it is still open after `timeout_s` seconds."""
+        """Wait until it is closed; False when it is still open after `timeout_s` seconds.
+
+        Args:
+            timeout_s: seconds; None: for as long as it is open.
+
+        Returns:
+            Whether it is closed.
+        """
         return self._closed.wait(timeout_s)
 
     def close(self) -> None:

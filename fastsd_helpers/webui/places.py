@@ -49,10 +49,14 @@ def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | st
     """Choose the folders of a web UI; nothing is created.
 
     Args:
+        ui: the web UI, as `find_ui` gives it.
         folder: for code and environments; `/content/fastsd` in Colab, else `.cache/fastsd/webui` in the home folder,
             and `fastsd/webui` there for AUTOMATIC1111.
         store: for models, images and settings; the folder of the previous notebook on a mounted Drive, else
             `sd/stable-diffusion-webui` in the current directory.
+
+    Returns:
+        The folders, which may not be there yet.
 
     Raises:
         WebUIError: `folder` is on Drive, which is far too slow for an environment, or begins with a dot where the

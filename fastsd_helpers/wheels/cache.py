@@ -5,7 +5,6 @@ before its sha256 is that of the lock.
 """
 
 import contextlib
-import logging
 import shutil
 import zipfile
 import zlib
@@ -15,11 +14,10 @@ from pathlib import Path
 from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import file_errors, placed, sha256_of
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wheels.lockfile import LockedFile, LockedRow, LockSet
 
 __all__ = ["WheelCache"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _CHUNK_BYTES = 1 << 20
 # At the end of the archive. Wheels are zips too: of an archive cut short the last whole wheel could be taken for it.
@@ -55,7 +53,10 @@ class WheelCache:
         It is written beside the old one, read back and compared, and then takes its name.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError, VerificationFailed: it could not be written; the old one is as it was.
+            DiskFull: it could not be written; the old one is as it was.
+            DriveReadOnly: it could not be written; the old one is as it was.
+            DriveError: it could not be written; the old one is as it was.
+            VerificationFailed: it could not be written; the old one is as it was.
         """
         wanted = {file.name: file for row in self._lock_set.rows for file in row.files}
         with self._opened() as archive:

@@ -115,6 +115,9 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
         environment: described with the names of `names_to_ask(lock_set)`.
         skip: names or patterns (`nvidia-*`) that somebody else installs.
 
+    Returns:
+        What to install or replace, and what stays.
+
     Raises:
         InstallError: the platform lacks something that only it can bring, or a package is there at a version that
             cannot work; all of them are named.

@@ -86,6 +86,9 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
         python: its interpreter, or the folder of an environment; this very Python when None.
         names: canonical package names to look up.
 
+    Returns:
+        The version, the folder, and each package with its version.
+
     Raises:
         InstallError: there is no working Python.
     """
@@ -194,6 +197,9 @@ def make_environment(folder: Path, *, python: str = "3.11") -> Path:
     Args:
         folder: where it is made; on a local disk, since Drive is far too slow for thousands of small files.
         python: the minor version, such as "3.11", or the path of an interpreter of it.
+
+    Returns:
+        The interpreter of the environment.
 
     Raises:
         DependencyMissing: uv is not installed.

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import check_room
 from fastsd_helpers.processes import LockHeld, file_lock
-from fastsd_helpers.runtime import install_command
+from fastsd_helpers.runtime import install_command, logger
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, read_environment
@@ -26,8 +25,6 @@ from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
 __all__ = ["InstallReport", "imported_versions", "install", "one_at_a_time"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _UNPACKED = 4  # a wheel's room once it is unpacked, as a multiple of its size; the download itself is within
 _WAIT_S = 600.0  # for another installation into the same Python
@@ -117,6 +114,9 @@ def install(
         dry_run: only show what would be installed.
         check_imports: import every new module in a fresh Python afterwards.
         timeout_s: how long uv or pip may take.
+
+    Returns:
+        What was or would be installed, what stays, bytes and seconds; `lines()` is the report for people.
 
     Raises:
         InstallError: it failed; nothing was changed unless the sentence says so.

@@ -67,7 +67,11 @@ class LockSet:
     sha256: str  # over all of its lines
 
     def row(self, name: str) -> LockedRow | None:
-        """The row of a package; None when it is not in this set."""
+        """The row of a package; None when it is not in this set.
+
+        Args:
+            name: of the package, in any spelling that pip takes.
+        """
         return next((row for row in self.rows if row.name == canonical(name)), None)
 
 
@@ -84,6 +88,10 @@ class Lock:
 
     def find(self, name: str, python: str) -> LockSet:
         """The set of a name for a Python minor version such as "3.13".
+
+        Args:
+            name: such as `trocr`.
+            python: its minor version, such as "3.13".
 
         Raises:
             InstallError: no such set, or none for this Python.
@@ -118,6 +126,9 @@ def read_lock(path: Path | None = None) -> Lock:
 
     Args:
         path: another lock file; left alone, the one of this package.
+
+    Returns:
+        The sets, by name and Python.
 
     Raises:
         InstallError: it is missing, not readable, or a line of it was altered.

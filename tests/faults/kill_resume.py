@@ -68,8 +68,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("sd15", {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0}),
     "sd21": ("sd21-768", {}),
     "sdxl": ("sdxl", {"lora_rank": 4, "lora_alpha": 2.0, "method": "lora"}),
+    "buckets": ("sd15", {"resolutions": "64,128", "text_encoder_steps": 6}),
     "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
 }
+_SHAPES = ((96, 96), (64, 160), (160, 64))
 # One thread each: a process must not be forked from one whose threads have started.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 _PRELOADED = [
@@ -131,17 +133,22 @@ def make_world(folder: Path, variant: str = "full") -> World:
     from fastsd_helpers.sessions import Session
 
     family, settings = VARIANTS[variant]
+    shapes = "resolutions" in settings  # photos of several shapes, prepared whole
     base = build_base(folder / "base", family)
     generator = np.random.default_rng(11)
     for index in range(6):
         photos = folder / ("photos" if index < 4 else "held_out")
         photos.mkdir(exist_ok=True)
         place, background = list(PLACES)[index % 5], list(BACKGROUNDS)[index]
-        draw_subject(SESSION, place, background, generator).save(photos / f"{index}.png")
+        picture = draw_subject(SESSION, place, background, generator)
+        if shapes:
+            picture = picture.resize(_SHAPES[index % len(_SHAPES)])
+        picture.save(photos / f"{index}.png")
         (photos / f"{index}.txt").write_text(subject_caption(SESSION, place, background), encoding="utf-8")
     prepared = folder / "prepared"
     session = Session.create(SESSION, root=prepared)
-    prepare(PrepareConfig(images=str(folder / "photos"), held_out=str(folder / "held_out"), size=64), session)
+    crop = {"crop": "none"} if shapes else {}
+    prepare(PrepareConfig(images=str(folder / "photos"), held_out=str(folder / "held_out"), size=64, **crop), session)
     return World(base, prepared, settings)
 
 

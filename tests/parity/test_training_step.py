@@ -32,7 +32,7 @@ def open_studio(base: Path, **values):
     """A context with random latents in its caches: two photos, and two class images where the prior is on."""
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
-    from fastsd_helpers.dreambooth.training.cache import Latents
+    from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
     from fastsd_helpers.runtime import Device
 
@@ -42,9 +42,10 @@ def open_studio(base: Path, **values):
     context = TrainingContext(model, config, device)
     generator = torch.Generator().manual_seed(3)
 
-    def latents(count: int) -> Latents:
+    def latents(count: int) -> SortedLatents:
         shape = (count, 4, 8, 8)
-        return Latents(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) / 10)
+        mean = torch.randn(shape, generator=generator)
+        return SortedLatents.one(Latents(mean, torch.rand(shape, generator=generator) / 10))
 
     context.latents, context.prompts, context.prompt_of = latents(2), ["a zib dog", "a zib dog runs"], [0, 1]
     if config.class_prompts:

@@ -1,4 +1,4 @@
-"""Our full-size exports in ComfyUI's and Forge's own loaders: see README.md beside this file."""
+"""Our full-size exports and LoRA in the web UIs' own loaders: see README.md beside this file."""
 
 import json
 import os
@@ -16,7 +16,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-CHECKOUTS = {ui: os.environ.get(f"FASTSD_{ui.upper()}") for ui in ("comfyui", "forge")}
+CHECKOUTS = {ui: os.environ.get(f"FASTSD_{ui.upper()}") for ui in ("comfyui", "forge", "a1111")}
+LOADERS = ("comfyui", "forge")  # AUTOMATIC1111's is that of the original code
 PYTHONS = {ui: os.environ.get(f"FASTSD_{ui.upper()}_PYTHON", sys.executable) for ui in CHECKOUTS}
 SD21 = {"comfyui": 18, "forge": 2}
 
@@ -48,6 +49,10 @@ def test_only_what_is_documented_is_let_pass(parity_uis):
     answer = {"model": "SDXL", "predicts": "epsilon", "missing": [], "extra": [], "errors": []}
     lacking = ["text_encoder: transformer.text_projection.weight", "text_encoder_2: logit_scale"]
     assert parity_uis.judged("forge", export, {**answer, "missing": lacking})["permitted"] == 2
+    unused = {"extra": ["lora_te2_text_projection.alpha"], "missing": ["lora_te2_text_projection.alpha"]}
+    loras = {"name": "lora-sdxl", "expected": {ui: "SDXL" for ui in CHECKOUTS}, "files": {}}
+    assert parity_uis.judged("a1111", loras, {**answer, "predicts": None, **unused})["permitted"] == 1
+    assert parity_uis.judged("forge", loras, {**answer, "predicts": None, **unused})["permitted"] == 0
     refiner = {**export, "name": "sdxl-refiner"}
     assert not parity_uis.judged("forge", refiner, {**answer, "missing": lacking[:1]})["ok"]
     for change in (
@@ -65,13 +70,13 @@ def test_only_what_is_documented_is_let_pass(parity_uis):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1600)  # their imports alone take minutes on a busy machine
-@pytest.mark.parametrize("ui", CHECKOUTS)
+@pytest.mark.parametrize("ui", LOADERS)
 def test_the_loaders_take_every_tensor_and_lack_only_what_is_documented(ui):
     command = [sys.executable, SCRIPTS / "parity_uis.py", f"--{ui}", checkout_of(ui), f"--{ui}-python", PYTHONS[ui]]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = {result["export"]: result for result in json.loads(ended.stdout.splitlines()[-1])["results"]}
-    assert len(results) == 14
+    assert len(results) == 18
     assert results["sd21-512"]["permitted"] == SD21[ui]
     assert results["sdxl-v"]["predicts"] == "v"
     assert results["lora-sdxl"]["permitted"] == 0
@@ -80,6 +85,34 @@ def test_the_loaders_take_every_tensor_and_lack_only_what_is_documented(ui):
 @pytest.mark.slow
 @pytest.mark.timeout(1600)  # their imports alone take minutes on a busy machine
 @pytest.mark.parametrize("ui", CHECKOUTS)
+def test_every_key_of_an_sdxl_lora_is_in_the_table_of_names_and_a_misspelt_one_is_not(ui, parity_uis, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    exports = parity_uis.make_exports(tmp_path, {*parity_uis.TRAINED})
+    counts = {"trained-attention": 560, "trained-attention-text": 560 + 176}
+    counts |= {"trained-all-linears": 722, "trained-all-linears-text": 722 + 264}
+    loras = {export["name"]: export for export in exports if "base" in export}
+    assert {name: len(next(iter(export["files"].values()))) for name, export in loras.items()} == {
+        name: 3 * layers for name, layers in counts.items()
+    }
+    ((path, _names),) = loras["trained-attention"]["files"].items()
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    wrong = {name.replace("middle_block_1_tr", "middle_block_2_tr"): value for name, value in load_file(path).items()}
+    save_file(wrong, tmp_path / "wrong.safetensors", said)
+    exports.append({**loras["trained-attention"], "name": "wrong", "files": {str(tmp_path / "wrong.safetensors"): []}})
+    listed = tmp_path / "exports.json"
+    listed.write_text(json.dumps(exports))
+    answers = parity_uis.ask(ui, checkout_of(ui), listed, PYTHONS[ui])
+    for name, export in loras.items():
+        assert parity_uis.judged(ui, export, answers[name])["troubles"] == []
+    assert len(answers["wrong"]["extra"]) == 3 * 80, "ten blocks of two attentions with four layers"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)  # their imports alone take minutes on a busy machine
+@pytest.mark.parametrize("ui", LOADERS)
 def test_a_projection_left_out_and_a_name_misspelt_are_found(ui, parity_uis, tmp_path):
     checkout = checkout_of(ui)
     (export,) = parity_uis.make_exports(tmp_path, {"sdxl"})

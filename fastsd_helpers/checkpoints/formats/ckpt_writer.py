@@ -36,7 +36,9 @@ def write_ckpt(
 
     Raises:
         CheckpointError: a tensor is of a format that .ckpt files do not have (8-bit floats), or cannot be read.
-        DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
+        DiskFull: the folder does not take the file; nothing is left behind.
+        DriveReadOnly: the folder does not take the file; nothing is left behind.
+        DriveError: the folder does not take the file; nothing is left behind.
     """
     names = sorted(recipes)
     for name in names:

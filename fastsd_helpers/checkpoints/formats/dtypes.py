@@ -83,7 +83,8 @@ def cast(
 
     Args:
         values: the bytes of the piece, little endian; a buffer.
-        stored, wanted: safetensors' dtype names.
+        stored: safetensors' dtype names.
+        wanted: safetensors' dtype names.
         owner: who is named when a value does not fit, such as "The VAE's tensor 'a'".
         finite: also refuse values that are infinite or not a number.
         out: a buffer of the result's size or more, which a 16-bit result is written to instead of a new one.

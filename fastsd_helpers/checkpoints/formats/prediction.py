@@ -15,6 +15,7 @@ from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.sources import Source, read_whole
+from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.registry import PREDICT_EITHER
@@ -192,8 +193,8 @@ def prediction_metadata(family: Family, prediction: Prediction, widths: Mapping[
         return {"modelspec.architecture": name, "modelspec.prediction_type": "flow"}
     word = {"v_prediction": "v", "edm_v_prediction": "v", "edm": "epsilon"}.get(prediction.kind or "", prediction.kind)
     described = {"modelspec.prediction_type": word} if word else {}
-    if family.key == "sd21" and word == "v":
-        described["modelspec.architecture"] = "stable-diffusion-v2-768-v"
+    if family.key == "sd21":
+        described["modelspec.architecture"] = architecture_of("sd21", prediction.kind)
     return described
 
 
@@ -233,7 +234,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or is not an object.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -241,4 +242,6 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as err:
         raise CheckpointError(f"{path} cannot be read.", "Download the model again.") from err
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object.", "Download the model again.")
+    return config

@@ -42,8 +42,8 @@ def write_safetensors(
 
     Args:
         recipes: what will be written; the order on disk is by element size, then by name.
-        read_back: read the file from the disk before it gets its name, and note the SHA-256 of the data in the
-            metadata (`modelspec.hash_sha256`), which is known only when all of it was written.
+        read_back: read the file from the disk before it gets its name, and note the SHA-256 of the data in the metadata
+            (`modelspec.hash_sha256`), which is known only when all of it was written.
         finite: refuse weights that are infinite or not a number.
         hashes: compute the SHA-256, as reading back always does.
 
@@ -52,7 +52,9 @@ def write_safetensors(
 
     Raises:
         CheckpointError: a source cannot be read, or a value does not fit its new format.
-        DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
+        DiskFull: the folder does not take the file; nothing is left behind.
+        DriveReadOnly: the folder does not take the file; nothing is left behind.
+        DriveError: the folder does not take the file; nothing is left behind.
         VerificationFailed: the disk returned different bytes than were written.
     """
     names = sorted(recipes, key=lambda name: (-DTYPE_BYTES[recipes[name].fact.dtype], name))

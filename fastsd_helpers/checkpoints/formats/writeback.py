@@ -18,7 +18,8 @@ def start_writeback(descriptor: int, start: int, count: int) -> None:
     afterwards, with which the whole conversion took up to three times as long.
 
     Args:
-        start, count: in bytes.
+        start: of the part, in bytes.
+        count: of the part, in bytes.
     """
     if (call := find_call()) is not None:
         call(descriptor, start, count, WRITE)

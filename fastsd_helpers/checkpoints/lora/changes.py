@@ -31,7 +31,7 @@ from fastsd_helpers.checkpoints.lora.lycoris import (
     Scaled,
     rank_of_factors,
 )
-from fastsd_helpers.checkpoints.lora.strength import find_statements
+from fastsd_helpers.checkpoints.lora.statements import find_statements
 from fastsd_helpers.errors import CheckpointError
 
 __all__ = ["changed_tensors", "read_change", "read_scales", "refuse_unmergeable"]
@@ -118,7 +118,12 @@ def _stated_rank(lora: Lora, module: LoraModule) -> int | None:
         return None
     probe = as_adapted(lora, module, 1, kernel=False, nothing=False)
     stated = [one.rank_of(probe) for one in find_statements({}, config, module.module.part)]
-    rank = next((one for one in stated if one), None)
+    rank = next((one for one in stated if one is not None), None)
+    if rank is not None and not (rank >= 1 and rank.is_integer()):
+        raise CheckpointError(
+            f"The rank of {module.place} is stated as {rank:g}, which is not a positive integer.",
+            "Correct adapter_config.json, or save the adapter again.",
+        )
     return int(rank) if rank else None
 
 

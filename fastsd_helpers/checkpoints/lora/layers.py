@@ -24,7 +24,8 @@ from fastsd_helpers.checkpoints.lora.layouts import (
     adapters_in,
     read_layout,
 )
-from fastsd_helpers.checkpoints.lora.strength import Adapted, find_statements, settle_alphas
+from fastsd_helpers.checkpoints.lora.statements import Adapted, find_statements
+from fastsd_helpers.checkpoints.lora.strength import settle_alphas
 from fastsd_helpers.checkpoints.names.layout import Row
 from fastsd_helpers.errors import CheckpointError
 
@@ -193,7 +194,8 @@ def settle_modules(lora: Lora, adapted: Sequence[tuple[LoraModule, Adapted]]) ->
     if adapted and unsaid == len(adapted):
         notes.insert(0, "The file has no alpha; alpha = rank was assumed, as in diffusers.")
     elif unsaid:
-        notes.insert(0, f"{unsaid} layers have no alpha; alpha = rank was assumed.")
+        some = f"{unsaid} layers have" if unsaid > 1 else "1 layer has"
+        notes.insert(0, f"{some} no alpha; alpha = rank was assumed.")
     return list(dict.fromkeys(notes))
 
 

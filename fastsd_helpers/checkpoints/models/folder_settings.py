@@ -14,6 +14,7 @@ from typing import Any
 
 from fastsd_helpers.checkpoints.formats.prediction import Prediction, marks, read_config
 from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS, component_config, scheduler_config
+from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS, Family
 
 __all__ = [
@@ -215,13 +216,7 @@ _VAE_WORDS = (
     (re.compile(r"flux"), "flux"),
     (re.compile(r"stable-diffusion-v[12]"), "sd15"),
 )
-VAE_ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1/vae",
-    "sd21": "stable-diffusion-v2-512/vae",
-    "sdxl": "stable-diffusion-xl-v1-base/vae",
-    "flux": "flux-1-dev/vae",
-    "sd3": "stable-diffusion-v3-medium/vae",
-}
+VAE_ARCHITECTURES = {key: f"{architecture_of(key)}/vae" for key in ("sd15", "sd21", "sdxl", "flux", "sd3")}
 _OF_LATENTS = {"vae": ("sd15", "sd21", "sdxl"), "flux-ae": ("flux", "sd3")}
 
 
@@ -251,7 +246,8 @@ def scaling_unknown(layout: Family) -> str:
     return (
         f"The file does not say which family the VAE belongs to: scaling_factor {scaling}"
         + (f" and shift_factor {shift}" if shift else "")
-        + f" of {names[assumed]} was written. {names[others[0]]}'s is {other}"
+        + f" of {names[assumed]} {'were' if shift else 'was'} written. "
+        + f"{names[others[0]]}'s {'are' if other_shift else 'is'} {other}"
         + (f" and {other_shift}" if other_shift else "")
         + f": specify the family (--family {others[0]})."
     )

@@ -76,6 +76,9 @@ def write_checkpoint(
         prediction: what the model predicts, where the family's files say it in small tensors (SDXL).
         overwrite: replace `dst` if it exists.
 
+    Returns:
+        What was written: `path`, `sha256`, `bytes` and `tensors`.
+
     Raises:
         CheckpointError: `dst` exists or has another ending; a part is incomplete or of another family; a weight is not
             a finite number, or becomes infinite in fp16.

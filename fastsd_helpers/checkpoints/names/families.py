@@ -10,12 +10,27 @@ from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.checkpoints.names.unet import UNetKind
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["FAMILY_KEYS", "PART_KEYS", "find_family"]
+__all__ = ["FAMILY_KEYS", "PART_KEYS", "architecture_of", "find_family"]
 
 _COMPVIS = "https://github.com/CompVis/stable-diffusion"
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _STABILITY_2 = "https://github.com/Stability-AI/stablediffusion"
 _FLUX = "https://github.com/black-forest-labs/flux"
+_ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1",
+    "sd15-inpaint": "stable-diffusion-v1-inpainting",
+    "sd21": "stable-diffusion-v2",
+    "sd21-inpaint": "stable-diffusion-v2-inpainting",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-inpaint": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+    "sd3": "stable-diffusion-v3-medium",
+    "flux": "flux-1-dev",
+    "flux-all-in-one": "flux-1-dev",
+}
+# ModelSpec's words for SD 2.x say what it predicts; for a model that does not say it there is none, and readers go on
+# to take these for the model's own word.
+_ARCHITECTURES_2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 
 # What the original training code kept beside the weights. Readers compute these; a copy rounded to fp16 would
 # override theirs.
@@ -83,7 +98,7 @@ def _sd15(channels: int = 4) -> Family:
         UNetKind((1, 1, 1, 0), 1, channels=channels),
         {"text_encoder": _SD1_TEXT},
         width="h",
-        metadata=_metadata("stable-diffusion-v1" + ("" if channels == 4 else "-inpainting"), _COMPVIS, 512),
+        metadata=_metadata("sd15" + _inpaint(channels), _COMPVIS, 512),
         # Some exporters left `text_model.` out when transformers 5 did.
         original_spellings=(("cond_stage_model.transformer.", _SD1_TEXT),),
     )
@@ -96,7 +111,8 @@ def _sd21(channels: int = 4) -> Family:
         UNetKind((1, 1, 1, 0), 1, channels=channels, linear=True),
         {"text_encoder": _SD2_TEXT},
         width="h",
-        metadata=_metadata(f"stable-diffusion-v2-{'512' if channels == 4 else 'inpainting'}", _STABILITY_2, 512),
+        # Trained at 512 and at 768 px; those for inpainting at 512.
+        metadata=_metadata("sd21" + _inpaint(channels), _STABILITY_2, None if channels == 4 else 512),
         left_out=_literal(_SD2_TEXT) + "attn_mask",
         # The model reads the 23rd of 24 layers; Diffusers keeps no more than that.
         extras=(_literal(_SD2_TEXT) + r"(text_projection|logit_scale|transformer\.resblocks\.23\..*)",),
@@ -110,7 +126,7 @@ def _sdxl(channels: int = 4) -> Family:
         UNetKind((0, 2, 10), 10, channels=channels, linear=True, added=True),
         {"text_encoder": _SDXL_L, "text_encoder_2": _SDXL_G},
         width="h+gh",
-        metadata=_metadata("stable-diffusion-xl-v1-base", _STABILITY, 1024),
+        metadata=_metadata("sdxl" + _inpaint(channels), _STABILITY, 1024),
         original_spellings=(("conditioner.embedders.0.transformer.", _SDXL_L),),
         extras=(_literal(_SDXL_G) + "logit_scale",),
     )
@@ -123,7 +139,7 @@ def _sdxl_refiner() -> Family:
         UNetKind((0, 4, 4, 0), 4, linear=True, added=True),
         {"text_encoder_2": _REFINER_G},
         width="gh",
-        metadata=_metadata("stable-diffusion-xl-v1-refiner", _STABILITY, 1024),
+        metadata=_metadata("sdxl-refiner", _STABILITY, 1024),
         extras=(_literal(_REFINER_G) + "logit_scale",),
     )
 
@@ -135,7 +151,7 @@ def _flux() -> Family:
         parts=("transformer",),
         rows=tuple(names_flux.transformer_rows("")),
         measured=names_flux.measured_transformer(),
-        metadata=_metadata("flux-1-dev", _FLUX, 1024),
+        metadata=_metadata("flux", _FLUX, 1024),
         original_spellings=(("model.diffusion_model.", ""),),
     )
 
@@ -164,7 +180,7 @@ def _flux_all_in_one() -> Family:
             **text_encoders.measured_t5("text_encoder_2", "t"),
         },
         same=(("c", "th"), ("p", "h")),
-        metadata=_metadata("flux-1-dev", _FLUX, 1024),
+        metadata=_metadata("flux", _FLUX, 1024),
         # Writers of such files differ in which of T5's two names for one table they keep.
         left_out=(
             _POSITION_IDS,
@@ -225,12 +241,24 @@ def _literal(text: str) -> str:
     return text.replace(".", r"\.")
 
 
-def _metadata(architecture: str, implementation: str, side: int) -> dict[str, str]:
+def _inpaint(channels: int) -> str:
+    return "" if channels == 4 else "-inpaint"
+
+
+def _metadata(key: str, implementation: str, side: int | None) -> dict[str, str]:
     return {
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": architecture_of(key),
         "modelspec.implementation": implementation,
-        "modelspec.resolution": f"{side}x{side}",
+        **({"modelspec.resolution": f"{side}x{side}"} if side else {}),
     }
+
+
+def architecture_of(key: str, predicts: str | None = None) -> str:
+    """ModelSpec's word for a family's models, or those that predict `epsilon` or `v_prediction`.
+
+    Source: the ModelSpec standard, Stability-AI/ModelSpec.
+    """
+    return _ARCHITECTURES_2.get(predicts or "", _ARCHITECTURES[key]) if key == "sd21" else _ARCHITECTURES[key]
 
 
 _TABLES: dict[str, Callable[[], Family]] = {

@@ -1,14 +1,14 @@
 """What is to be said of prepared images and their prompts before a training begins, and what cannot be trained on."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 from fastsd_helpers.captions.prompts import read_caption, words_of
+from fastsd_helpers.dreambooth.dataset.buckets import size_of
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, recorded_images
-from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.images.files import PictureProblem, open_picture
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import list_some
 
@@ -48,7 +48,8 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
     """Say what is to be said of images that take the place of those in the session's record.
 
     Args:
-        images: what session.json will say about each. size: side they were prepared with, in pixels.
+        images: what session.json will say about each.
+        size: side they were prepared with, in pixels.
         chosen: the user named photos that are only measured.
     """
     notes = []
@@ -68,8 +69,8 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
     odd = sum(item["method"] == "none" and not _is_square(item["box"]) for item in images)
     if odd:
         notes.append(
-            f"{odd} of {len(images)} images are not square, and training needs square ones: prepare them with "
-            "crop smart or center before you train."
+            f"{odd} of {len(images)} images are not square: training sorts them into aspect-ratio buckets, and a dry "
+            "run of it shows at which size each is trained and what is cut off."
         )
     trained = (session.record.get("settings") or {}).get("resolution")
     if isinstance(trained, int) and trained > size:
@@ -106,23 +107,15 @@ def advise(
     tokenizer: Any = None,
     most_tokens: int = _MOST_TOKENS,
 ) -> list[str]:
-    """Say what of the user's would not be used as it was meant.
+    """Say what of the user's would not be used as it was meant; `resolution` is the largest that is trained at.
 
     Raises:
-        DatasetError: an image is not square.
+        DatasetError: an image cannot be read.
     """
     lines = []
     images = (*dataset.train, *dataset.held_out)
-    sides = {}
-    for image in images:
-        width, height = _size_of(image.path)
-        if width != height:
-            raise DatasetError(
-                f"{image.path.name} is {width} x {height}; training needs square images.",
-                "Prepare the images again with --crop smart or --crop center.",
-            )
-        sides[image.path.name] = width
-    small = min(sides.values(), default=resolution)
+    # Of an image that keeps its shape, the side of the square of its area.
+    small = min((round(math.sqrt(math.prod(size_of(image)))) for image in images), default=resolution)
     if small < resolution:
         lines.append(
             f"The images were prepared at {small} px and are enlarged to {resolution} px, which blurs them: prepare "
@@ -143,11 +136,3 @@ def advise(
                 f"The instance prompt (--instance-prompt) is not used for {which}: they have captions of their own."
             )
     return lines
-
-
-def _size_of(path: Any) -> tuple[int, int]:
-    try:
-        with open_picture(path) as picture:
-            return picture.size
-    except PictureProblem as err:
-        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the images again.") from err

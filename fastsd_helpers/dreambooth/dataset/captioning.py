@@ -99,7 +99,8 @@ def set_caption(session: Session, name: str, words: str | None) -> Path:
     Writes captions/NAME.txt. A run that has begun with other captions goes on only with --restart.
 
     Raises:
-        DatasetError: no image of that name. DriveError: the caption cannot be written.
+        DatasetError: no image of that name.
+        DriveError: the caption cannot be written.
     """
     settle_exchange(session)  # or it would be written beside images that are about to go
     item = find_picture(session, name)

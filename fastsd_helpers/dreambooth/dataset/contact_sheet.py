@@ -45,7 +45,8 @@ class Cell:
 
 def make_cell(photo: "Image.Image", picture: "Image.Image", box: CropBox, item: dict[str, Any]) -> Cell:
     """Shrink a photo and its prepared image to what the sheet shows, so that neither is kept in memory."""
-    how = _METHODS["none" if box.size == photo.size else box.method]
+    long = box.method == "none" and box.size != photo.size
+    how = "part of a long photo" if long else _METHODS["none" if box.size == photo.size else box.method]
     return Cell(_draw_box(photo, box), _fit(picture), f"{photo.width} x {photo.height}  ·  {how}", item)
 
 

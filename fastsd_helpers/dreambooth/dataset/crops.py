@@ -101,7 +101,8 @@ def prepare_with_boxes(session: Session, boxes: Mapping[str, tuple[int, int, int
     Writes crop-boxes.json into the session, then what `prepare` writes.
 
     Raises:
-        DatasetError: a box does not fit, or the photos are gone. SessionBusy: a run is using the session.
+        DatasetError: a box does not fit, or the photos are gone.
+        SessionBusy: a run is using the session.
         DriveError: the session cannot be written.
     """
     config = prepared_settings(session)

@@ -52,7 +52,9 @@ def set_aside(session: Session) -> SetAside:
     """Copy every file in the folders of prepared images that no `prepare` wrote to originals/; removes nothing.
 
     Raises:
-        DiskFull, DriveError, VerificationFailed: a copy cannot be written, or is not what it was made from.
+        DiskFull: a copy cannot be written, or is not what it was made from.
+        DriveError: a copy cannot be written, or is not what it was made from.
+        VerificationFailed: a copy cannot be written, or is not what it was made from.
     """
     found = SetAside()
     groups = _strangers(session)

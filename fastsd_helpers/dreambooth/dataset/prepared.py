@@ -54,6 +54,7 @@ class PreparedImage:
     sha256: str
     prompt: str
     framing: Framing | None = None  # where it was cut from its photo; None for the whole of it
+    focus: tuple[float, float] = (0.5, 0.5)  # its subject's place, as shares of width and height
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def exchange_pictures(
         stay: files in the images' folders that are a user's ("instance_images/dog.jpg") and are not touched.
 
     Raises:
-        DriveError, DiskFull: the old images and their record are back in place.
+        DriveError: the old images and their record are back in place.
+        DiskFull: the old images and their record are back in place.
     """
     old, before = session.folder / _OLD, session.record.get("dataset", {})
     token = secrets.token_hex(8)
@@ -249,7 +251,7 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
     Captions are read anew, so an edited, added or removed .txt in captions/ counts.
 
     Returns:
-        PNG files, RGB: size x size, or with crop none their own shape in multiples of 8.
+        PNG files, RGB: size x size, or with crop none of their own shape and about that area.
 
     Raises:
         DatasetError: nothing is prepared, or an image is missing or has changed.
@@ -263,18 +265,26 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
                 f"The prepared image {path} has changed since it was prepared.",
                 "Run prepare again with the photo as you want it; images in the session must not be edited by hand.",
             )
-        found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt, _framing_of(item)))
+        found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt, _framing_of(item), _focus_of(item)))
     return Dataset(tuple(found[False]), tuple(found[True]))
 
 
 def _framing_of(item: dict[str, Any]) -> Framing | None:
     box = item.get("box")
-    if box is None or item.get("method") == "none":
+    # Whole photos of earlier versions, which have no focus, were cut to multiples of 8; how is not noted.
+    if box is None or (item.get("method") == "none" and "focus" not in item):
         return None
     if "photo_size" in item:
         return Framing(tuple(item["photo_size"]), tuple(box))
     # Prepared by an earlier version, which did not note the photo's size: the box is all that is known of it.
     return Framing.whole(box[2] - box[0], box[3] - box[1])
+
+
+def _focus_of(item: dict[str, Any]) -> tuple[float, float]:
+    if "focus" not in item:
+        return (0.5, 0.5)
+    (left, top, right, bottom), (x, y) = item["box"], item["focus"]
+    return ((x - left) / (right - left), (y - top) / (bottom - top))
 
 
 def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer: Any = None) -> list[PromptRow]:

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastsd_helpers.captions.photo_names import NamedPhoto, name_photos, repeats_in
 from fastsd_helpers.captions.prompts import read_caption, words_of, write_caption
 from fastsd_helpers.dreambooth.dataset.advice import notes_on_prepared
+from fastsd_helpers.dreambooth.dataset.buckets import LONGEST
 from fastsd_helpers.dreambooth.dataset.contact_sheet import MOST_CELLS, Cell, draw_contact_sheet, make_cell
 from fastsd_helpers.dreambooth.dataset.hold_out import choose_held_out, subject_of
 from fastsd_helpers.dreambooth.dataset.originals import photos_of_user, set_aside, set_captions_aside
@@ -34,7 +36,7 @@ from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.images.files import png_bytes
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.sessions import Session, whole_prompt
-from fastsd_helpers.smart_crop import CropBox, crop_box, square_box
+from fastsd_helpers.smart_crop import CropBox, crop_box, square_box, whole_box
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,7 +60,7 @@ class PrepareConfig:
     crop: Literal["smart", "center", "none"] = option(
         "smart",
         help="smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
-        "ratio",
+        "ratio, with an area of about size x size, for training in aspect-ratio buckets",
     )
     hold_out: Literal["auto", "none"] = option(
         "auto",
@@ -105,6 +107,13 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
 
     The session's earlier images go only when the new ones are all there. Captions edited in the session stay with
     their photo. Without a held-out folder every 10th image is held out, from 10 images up.
+
+    Args:
+        config: where the photos are, and how they are cropped.
+        session: an open session; no run may be using it.
+
+    Returns:
+        How many images there are, the contact sheet, and what was skipped or found, each with its reason.
 
     Raises:
         DatasetError: no usable image, an unsafe zip, or boxes that do not fit.
@@ -283,7 +292,7 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
     write_atomic(work.folder / folder / f"{stem}.png", payload)
     if caption:
         write_caption(work.folder / "captions" / f"{stem}.txt", caption)
-    item = {
+    item: dict[str, Any] = {
         "file": f"{folder}/{stem}.png",
         "sha256": sha256,
         "source": printable(name),
@@ -297,6 +306,8 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
         "held_out": held_out,
         "warnings": warnings,
     }
+    if box.method == "none":
+        item["focus"] = [round(value, 1) for value in box.focus]
     work.images.append(item)
     _add_cell(work, make_cell(photo.image, picture, box, item))
 
@@ -312,11 +323,10 @@ def _add_cell(work: _Work, cell: Cell) -> None:
 
 
 def _crop_of(work: _Work, name: str, image: "Image.Image") -> CropBox:
-    width, height = image.size
-    if work.config.crop == "none":
-        return CropBox(0, 0, width, height, "none", (width / 2, height / 2))
-    typed = _box_for(work, name, width, height)
-    return typed or crop_box(image, method=work.config.crop, face_model=work.config.face_model or None)
+    crop, face_model = work.config.crop, work.config.face_model or None
+    if crop == "none":
+        return whole_box(image, longest=LONGEST, face_model=face_model)
+    return _box_for(work, name, *image.size) or crop_box(image, method=crop, face_model=face_model)
 
 
 def _resize(image: "Image.Image", box: CropBox, config: PrepareConfig, warnings: list[str]) -> "Image.Image":
@@ -324,17 +334,13 @@ def _resize(image: "Image.Image", box: CropBox, config: PrepareConfig, warnings:
 
     part = image.crop(box.as_tuple())
     width, height = part.size
-    size = config.size
-    if min(width, height) < size:
-        warnings.append(f"too small: {min(width, height)} px enlarged to {size}")
-    if config.crop != "none":
-        return part.resize((size, size), Image.Resampling.LANCZOS)
-    scale = size / min(width, height)
-    part = part.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.LANCZOS)
-    # Both sides a multiple of 8, as the VAE needs them; what is over is cut off evenly.
-    keep_w, keep_h = part.width // 8 * 8, part.height // 8 * 8
-    left, top = (part.width - keep_w) // 2, (part.height - keep_h) // 2
-    return part.crop((left, top, left + keep_w, top + keep_h))
+    side = f"{width}" if width == height else f"{width} x {height}"
+    scale = config.size / math.sqrt(width * height)  # a square becomes size x size, others have that area
+    if part.size != image.size and config.crop == "none":
+        warnings.append(f"longer than {LONGEST}:1: only {width} x {height} px of it are used")
+    if scale > 1:
+        warnings.append(f"too small: {side} px enlarged to {config.size}")
+    return part.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
 
 
 def _compare_with_others(

@@ -45,9 +45,19 @@ class Framing:
         return (self.photo[1], self.photo[0], cut_top, cut_left, height, width)
 
 
-def cover(width: int, height: int, target: tuple[int, int]) -> Box:
-    """The largest part in the middle of a `width` x `height` picture that has the shape of `target` (width, height)."""
-    scale = min(width / target[0], height / target[1])
-    kept_width, kept_height = min(width, target[0] * scale), min(height, target[1] * scale)
-    left, top = (width - kept_width) / 2, (height - kept_height) / 2
-    return (left, top, left + kept_width, top + kept_height)
+def cover(width: int, height: int, target: tuple[int, int], focus: tuple[float, float] = (0.5, 0.5)) -> Box:
+    """The largest part of a `width` x `height` picture that has the shape of `target` (width, height).
+
+    What is cut off is a whole number of pixels of the picture once it is resized to cover the target.
+
+    Args:
+        focus: the place that is kept in the middle as far as it goes, as shares of width and height.
+    """
+    scale = max(target[0] / width, target[1] / height)
+    spans = []
+    for side, kept, aim in zip((width, height), target, focus, strict=True):
+        resized = max(kept, round(side * scale))
+        start = min(max(round(aim * resized - kept / 2), 0), resized - kept)
+        spans.append((start * side / resized, (start + kept) * side / resized))
+    (left, right), (top, bottom) = spans
+    return (left, top, right, bottom)

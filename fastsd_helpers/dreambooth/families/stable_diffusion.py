@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.dreambooth.families.conditions import Conditions
 from fastsd_helpers.dreambooth.families.diffusion import Diffusion
@@ -128,13 +129,9 @@ class StableDiffusion2(StableDiffusion1):
     }
 
     def lora_metadata(self, spec: ModelSpec) -> dict[str, str]:
-        """The words for velocity, where the model predicts that."""
-        if spec.prediction_type != "v_prediction":
-            return {}
-        return {
-            "ss_base_model_version": "sd_v2_v",
-            "modelspec.architecture": "stable-diffusion-v2-768-v/lora",
-        }
+        """The words for what the model predicts."""
+        velocity = {"ss_base_model_version": "sd_v2_v"} if spec.prediction_type == "v_prediction" else {}
+        return {**velocity, "modelspec.architecture": f"{architecture_of('sd21', spec.prediction_type)}/lora"}
 
 
 def load_scheduler(kind: Any, folder: Path, spec: ModelSpec, **settings: Any) -> Any:

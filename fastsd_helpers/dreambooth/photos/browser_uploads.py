@@ -105,7 +105,8 @@ def count_uploads(session: Session) -> tuple[int, int, list[str]]:
     """Count the uploaded photos, and those of them that have a caption; with what is to be said of the other files.
 
     Raises:
-        DatasetError: there are too many of them. DriveError: the folder cannot be read.
+        DatasetError: there are too many of them.
+        DriveError: the folder cannot be read.
     """
     if not list_uploads(session):
         return 0, 0, []
@@ -124,7 +125,8 @@ def save_uploads(session: Session, files: Iterable[tuple[str, bytes]]) -> Upload
         files: (name, content) as the browser sent them; names may be hostile.
 
     Raises:
-        DriveError, DiskFull: the session cannot be written; what was saved before stays.
+        DriveError: the session cannot be written; what was saved before stays.
+        DiskFull: the session cannot be written; what was saved before stays.
     """
     shelf = _open_shelf(session)
     loose = []

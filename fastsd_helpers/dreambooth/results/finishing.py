@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,26 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.dreambooth.resume import CheckpointStore
 
-__all__ = ["draw_sample", "finish_run", "finished_result", "require_room"]
+__all__ = ["TrainResult", "draw_sample", "finish_run", "finished_result", "require_room"]
 
 _SAMPLE_SEEDS = (11, 12, 13, 14)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run made."""
+
+    path: Path  # the finished .safetensors, read back and verified
+    sha256: str
+    grid: Path  # before and after, same seeds
+    loss_plot: Path
+    model_card: Path
+    loss_before: float  # held-out loss of the base model
+    loss_after: float
+    first_step: int  # steps that were already done when this call began
+    steps: int
+    seconds: float
+    best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
 
 
 def require_room(store: "CheckpointStore", needed: int) -> None:

@@ -75,8 +75,10 @@ def upload(config: UploadConfig, session: Session) -> UploadResult:
     while `private` is on.
 
     Raises:
-        SettingsError: no name was given. SessionError: the session is not finished, or its file has changed.
-        DownloadError: the Hub cannot be reached, or refuses. VerificationFailed: it has other bytes than were sent.
+        SettingsError: no name was given.
+        SessionError: the session is not finished, or its file has changed.
+        DownloadError: the Hub cannot be reached, or refuses.
+        VerificationFailed: it has other bytes than were sent.
     """
     if not config.repo:
         raise SettingsError("repo (--repo) is empty.", "Give the name that the model should have on the Hub.")

@@ -122,8 +122,10 @@ def open_learned(
         base_model: where its base model lies now; nothing for where it was. The session remembers it.
 
     Raises:
-        SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.
-        ModelNotFound: the base model is not where it was. SettingsError: it has other weights now.
+        SessionError: nothing was trained yet.
+        CheckpointError: there is no such checkpoint.
+        ModelNotFound: the base model is not where it was.
+        SettingsError: it has other weights now.
     """
     with CheckpointStore(
         session.checkpoints, scratch=folder, report=session.notices.append, timeline=str(session.record.get("run", 1))
@@ -152,6 +154,13 @@ def open_learned(
 def sample(config: SampleConfig, session: Session) -> SampleResult:
     """Draw images with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
 
+    Args:
+        config: prompt, seed, number of images and steps.
+        session: one that has trained some steps.
+
+    Returns:
+        `path` of one image with all of them side by side, their prompts, and stage and step of the checkpoint.
+
     Raises:
         SessionError: nothing was trained yet.
         CheckpointError: there is no such checkpoint.
@@ -171,6 +180,13 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
 
 def export(config: ExportConfig, session: Session) -> ExportResult:
     """Write a checkpoint, by default the newest whole one, as one verified file.
+
+    Args:
+        config: format, dtype, checkpoint and where to.
+        session: one that has trained some steps.
+
+    Returns:
+        `path`, `sha256` and size of the file, and the stage and step it is of.
 
     Raises:
         SessionError: nothing was trained yet.
@@ -222,7 +238,10 @@ def export_run(
     """Write trained and untouched parts as one file, a LoRA merged into them, put it in place and read it back.
 
     Raises:
-        CheckpointError: `dst` exists. DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
+        CheckpointError: `dst` exists.
+        DiskFull: there is no room for it.
+        DriveReadOnly: it cannot be written there.
+        VerificationFailed: what was read back differs.
     """
     _refuse_existing(dst, overwrite)
     parts = context.whole_parts()
@@ -259,8 +278,11 @@ def export_lora(
     """Write what method lora trained, both parts in one file, in the layout that web UIs read.
 
     Raises:
-        SettingsError: the session was trained with method full. CheckpointError: `dst` exists.
-        DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
+        SettingsError: the session was trained with method full.
+        CheckpointError: `dst` exists.
+        DiskFull: there is no room for it.
+        DriveReadOnly: it cannot be written there.
+        VerificationFailed: what was read back differs.
     """
     config, spec = context.config, context.base.spec
     if config.method != "lora":

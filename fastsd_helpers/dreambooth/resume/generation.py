@@ -134,7 +134,8 @@ class Generation:
 
         Raises:
             CheckpointError: the generation has no such role.
-            DriveError, VerificationFailed: the file can no longer be read as it was.
+            DriveError: the file can no longer be read as it was.
+            VerificationFailed: the file can no longer be read as it was.
         """
         entry = next((entry for entry in self.files if entry.role == role), None)
         if entry is None:
@@ -188,7 +189,8 @@ def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
     """Write one role's tensors to a local file and fsync it. Fault points: `checkpoint.write`, `checkpoint.fsync`.
 
     Raises:
-        DiskFull, DriveError: it could not be written.
+        DiskFull: it could not be written.
+        DriveError: it could not be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -149,7 +149,10 @@ class Shelf:
             The files with their places.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError, VerificationFailed: try again.
+            DiskFull: try again.
+            DriveReadOnly: try again.
+            DriveError: try again.
+            VerificationFailed: try again.
             CheckpointError: a file is neither in the folder nor local.
         """
         target = self.folder / name

@@ -39,7 +39,8 @@ class Scratch:
         """Write a snapshot's files, fsync and hash them.
 
         Raises:
-            DiskFull, DriveError: this machine's disk could not take them.
+            DiskFull: this machine's disk could not take them.
+            DriveError: this machine's disk could not take them.
         """
         target = self.folder / name
         roles = snapshot.tensors.items()

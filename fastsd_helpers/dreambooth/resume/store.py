@@ -213,7 +213,9 @@ class CheckpointStore:
         """Refuse, on a Drive with a trash, what there is not surely room for beside the checkpoints.
 
         Args:
-            needed: its bytes. what: it, in the sentence. then: what to do once there is room.
+            needed: its bytes.
+            what: it, in the sentence.
+            then: what to do once there is room.
 
         Raises:
             DiskFull: there is not, however long was waited.

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsd_helpers.background import Background, command_of
-from fastsd_helpers.dreambooth.running.launching import model_named, train_words
+from fastsd_helpers.dreambooth.results.finishing import TrainResult, finished_result
+from fastsd_helpers.dreambooth.running.launching import model_named, result_from, train_words
 from fastsd_helpers.dreambooth.running.live import JournalReader, Live, live_folder
 from fastsd_helpers.dreambooth.running.out_of_memory import shortage
-from fastsd_helpers.dreambooth.running.result import TrainResult, result_from
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps
 from fastsd_helpers.dreambooth.training.segments import legs_of, segments_in
@@ -44,7 +44,9 @@ def start_training(config: DreamBoothConfig, session: Session, **how: Any) -> "T
     when the cell is interrupted, which JupyterLab also does before it restarts a kernel.
 
     Args:
-        config, session: as for `train`. how: restart, take_over, more_steps, more_text_encoder_steps, as for it.
+        config: as for `train`.
+        session: as for `train`.
+        how: restart, take_over, more_steps, more_text_encoder_steps, as for it.
 
     Raises:
         DriveError: the local folder for its log cannot be written.
@@ -95,7 +97,8 @@ class TrainingChild(Background):
         """Wait until it has ended; then return what it made, or raise what went wrong.
 
         Args:
-            what: in the sentence when it died. options: `between` and `every_s`, see `Background.wait`.
+            what: in the sentence when it died.
+            options: `between` and `every_s`, see `Background.wait`.
 
         Raises:
             Interrupted: it was asked to stop, and has saved.
@@ -110,8 +113,6 @@ class TrainingChild(Background):
         return result_from(super()._result(what)) if self._out is not None else self._result_from_session()
 
     def _result_from_session(self) -> TrainResult:
-        from fastsd_helpers.dreambooth.results.finishing import finished_result
-
         run = int(self.session.record.get("run", 1))
         done = finished_result(self.session, run)
         if done is None:

@@ -6,6 +6,7 @@ and adding up what autograd saves; half precision and gradient checkpointing are
 to about a fifth. Allocator losses are not in it.
 """
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.dreambooth.running.forecast import Plan
 from fastsd_helpers.dreambooth.training.base_model import suit_cpu
-from fastsd_helpers.dreambooth.training.cache import Latents
+from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.wording import label_of
@@ -25,6 +26,7 @@ __all__ = ["peak_bytes", "rehearse", "saved_bytes"]
 
 _STEPS = 3  # the first one is not timed: it is the one that finds the fastest kernels
 _ENOUGH_S = 20.0
+_ALIKE = 1.3  # largest area to smallest: within it the largest stands for all
 # Under autocast most values are kept in 16 bits, those of norms in 32.
 _HALF = 0.6
 # Each block's inputs, and the whole of one block while it is computed again.
@@ -45,13 +47,21 @@ def rehearse(plan: Plan, context: TrainingContext, left: dict[str, int], prompts
     """
     import torch
 
-    _fill(context, prompts)
+    sizes = [(each["width"], each["height"], len(each["images"])) for each in plan.buckets if not each["held_out"]]
+    sizes = sizes or [(context.config.resolution, context.config.resolution, 1)]
+    smallest, largest = (choose(sizes, key=lambda size: size[0] * size[1])[:2] for choose in (min, max))
+    _fill(context, prompts, *largest)
     memory, seconds, reasons = {}, {}, []
     for stage in STAGE_NAMES:
         if left.get(stage):
-            memory[stage] = peak_bytes(context, stage)
+            memory[stage] = peak_bytes(context, stage, largest)
             try:
-                seconds[stage] = _time_step(open_stage(stage, context, None))
+                trainer = open_stage(stage, context, None)
+                seconds[stage] = _time_step(trainer)
+                if math.prod(smallest) * _ALIKE < math.prod(largest):
+                    _fill(context, prompts, *smallest)
+                    seconds[stage] = _between(_time_step(trainer), seconds[stage], sizes)
+                    _fill(context, prompts, *largest)
             except torch.OutOfMemoryError:
                 reasons.append(
                     f"The {label_of(stage)} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
@@ -67,14 +77,21 @@ def rehearse(plan: Plan, context: TrainingContext, left: dict[str, int], prompts
     )
 
 
-def _fill(context: TrainingContext, prompts: list[str]) -> None:
+def _between(smallest_s: float, largest_s: float, sizes: list[tuple[int, int, int]]) -> float:
+    """Seconds of a step on average, from those of the smallest and the largest size (width, height, images)."""
+    areas = [width * height for width, height, _count in sizes]
+    mean = sum(area * size[2] for area, size in zip(areas, sizes, strict=True)) / sum(size[2] for size in sizes)
+    return smallest_s + (largest_s - smallest_s) * (mean - min(areas)) / (max(areas) - min(areas))
+
+
+def _fill(context: TrainingContext, prompts: list[str], width: int, height: int) -> None:
     import torch
 
-    side, family = context.config.resolution, context.family
-    shape = (1, *family.latent_shape(side, side))
+    family = context.family
+    shape = (1, *family.latent_shape(width, height))
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    numbers = family.picture_numbers([Framing.whole(side, side)], side, side)
-    context.latents = Latents(latents, latents, Latents(latents, latents, numbers=numbers), numbers)
+    numbers = family.picture_numbers([Framing.whole(width, height)], width, height)
+    context.latents = SortedLatents.one(Latents(latents, latents, Latents(latents, latents, numbers=numbers), numbers))
     context.prompts, context.prompt_of = sorted(set(prompts)), [0]
     if context.config.class_prompts:
         context.class_latents, context.class_prompt_of = context.latents, [len(context.prompts)]
@@ -92,8 +109,11 @@ def _time_step(trainer: Any) -> float:
     return min(timed[1:] or timed)
 
 
-def peak_bytes(context: TrainingContext, stage: str) -> int:
-    """Bytes at the peak of a stage's optimizer step, on the device that the context trains on."""
+def peak_bytes(context: TrainingContext, stage: str, size: tuple[int, int] | None = None) -> int:
+    """Bytes at the peak of a stage's optimizer step, on the device that the context trains on.
+
+    `size` is width and height of the largest images; if it is not given, the resolution's square.
+    """
     config = context.config
     unet, trained = context.count_of("unet"), context.trained_count_of(stage)
     present = unet + (context.count_of("text_encoder") if stage == "text_encoder" else 0)
@@ -101,18 +121,19 @@ def peak_bytes(context: TrainingContext, stage: str) -> int:
     weights = present * (2 if context.base_dtype else 6 if context.dtype else 4)
     state_bytes = 2 if config.optimizer == "adamw8bit" else 8
     learning = trained * (4 + state_bytes + (4 if config.ema else 0))
-    kept = saved_bytes(context, learns=stage == "unet") * (_HALF if context.dtype else 1.0)
+    kept = saved_bytes(context, learns=stage == "unet", size=size) * (_HALF if context.dtype else 1.0)
     kept *= _CHECKPOINTED if config.gradient_checkpointing else 1.0
     own = _CUDA_BYTES if context.device.type == "cuda" else 0
     return int(weights + learning + kept) + own
 
 
-def saved_bytes(context: TrainingContext, *, learns: bool) -> int:
+def saved_bytes(context: TrainingContext, *, learns: bool, size: tuple[int, int] | None = None) -> int:
     """Bytes in float32 that one forward pass of the denoiser keeps for its backward pass, weights not counted.
 
     Args:
         context: for the denoiser's configuration and the settings' batch and resolution.
         learns: whether the denoiser itself is trained, or only what comes before it.
+        size: width and height of the images; if it is not given, the resolution's square.
     """
     import torch
     from torch.autograd.graph import saved_tensors_hooks
@@ -122,7 +143,7 @@ def saved_bytes(context: TrainingContext, *, learns: bool) -> int:
     if context.suits_cpu():
         suit_cpu(unet)
     rows = config.batch_size * (2 if config.class_prompts else 1)
-    shape = context.family.latent_shape(config.resolution, config.resolution)
+    shape = context.family.latent_shape(*(size or (config.resolution, config.resolution)))
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     seen: dict[int, Any] = {}  # holds the storages, so that no number is given twice
 

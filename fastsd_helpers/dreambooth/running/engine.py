@@ -10,18 +10,20 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.advice import advise
+from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
 from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
+from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
 from fastsd_helpers.dreambooth.running.following import (
     Brief,
-    class_images_of,
     due_after,
     follow,
     load_learned,
@@ -32,11 +34,10 @@ from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.running.launching import launch, model_named, reporter, train_words
 from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
 from fastsd_helpers.dreambooth.running.processes import Processes, choose_processes
-from fastsd_helpers.dreambooth.running.result import TrainResult
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
+from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
@@ -85,9 +86,14 @@ def train(
         more_text_encoder_steps: the same for the text encoder; with both it comes first.
         report: called in this thread after every step.
 
+    Returns:
+        The finished file with its `sha256`, grid, plot and card, the held-out loss before and after, and the steps.
+
     Raises:
         SettingsError: what was given is not what the run was begun with, or may not change within a run.
-        DatasetError: nothing is prepared, before any step is made; ModelError and DriveError are raised then too.
+        DatasetError: nothing is prepared; before any step is made, as the next two.
+        ModelError: the base model cannot be had, or trained so.
+        DriveError: the session cannot be read or written.
         SessionBusy: another run holds it.
         Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
         TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
@@ -109,18 +115,13 @@ def train(
         if not ranks.is_first:
             return follow(ranks, session, stop)
         report = reporter(report)
-        own_lock: Any = contextlib.nullcontext(_Held()) if watched_over() else session.lock(take_over=take_over)
+        held_above = contextlib.nullcontext(SimpleNamespace(lost=False))  # by the process that watches over this one
+        own_lock: Any = held_above if watched_over() else session.lock(take_over=take_over)
         with own_lock as held, _open_store(session, report, restart=restart) as store:
             run = _Run(config, session, store, report, more=more, processes=processes, ranks=ranks)
             if waiting:
                 run.say(waiting)
             return ranks.share(lambda: run.go(stop, held, started))
-
-
-class _Held:
-    """A lock that the process which watches over this one holds."""
-
-    lost = False
 
 
 def plan(
@@ -132,9 +133,14 @@ def plan(
     more_text_encoder_steps: int = 0,
     rehearse: bool = False,
 ) -> Plan:
-    """Say what `train`, given the same, would do, without doing it: steps, bytes, and what had to be chosen.
+    """What `train`, given the same, would do: steps, bytes, and what had to be chosen; nothing of it is done.
 
     Args:
+        config: settings, as for `train`.
+        session: with prepared images.
+        restart: as if the run began at step 0.
+        more_steps: as for `train`.
+        more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
     choose_waiting()
@@ -211,13 +217,11 @@ class _Run:
             "tokenizer": next(iter(self.context.tokenizers.values())),
             "most_tokens": self.context.family.most_tokens,
         }
-        px, prompt = self.config.resolution, self.config.instance_prompt
+        px, prompt = max(self.config.training_resolutions), self.config.instance_prompt
         advice = advise(session, self.start.dataset, resolution=px, instance_prompt=prompt, **tokens)
-        self.own_class: OwnClassPictures | None = None
-        if self.config.class_folder and self.config.class_prompts:
-            prompts, size = self.config.class_prompts, self.config.resolution
-            self.own_class = OwnClassPictures(session, self.config.class_folder, prompts, size=size)
-            advice.append(self.own_class.check())
+        self.class_images = ClassImages(session, self.context, self.start.dataset.train)
+        advice += self.class_images.check()
+        self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
         for line in [*self.start.reasons, *advice, *self.plan.lines()]:
@@ -246,6 +250,14 @@ class _Run:
             seconds_per_step=self.seconds_per_step,
             lora=counts.lora(config.lora_rank) if counts else {},
         )
+
+    def _sort(self) -> None:
+        """Sort the images into buckets; the plan says which goes where where that is not plain."""
+        dataset, sort = self.start.dataset, self.context.sort
+        train, held_out = sort(dataset.train), sort(dataset.held_out)
+        records = [bucket.to_record() for bucket in train], [bucket.to_record(held_out=True) for bucket in held_out]
+        lines = bucket_lines(train, held_out, batch_size=self.config.batch_size)
+        self.plan = replace(self.plan, buckets=(*records[0], *records[1]), bucket_lines=tuple(lines))
 
     def say(self, message: str, **rest: Any) -> None:
         """Tell the user one sentence."""
@@ -285,8 +297,7 @@ class _Run:
             versions=versions(),
         )
         fault_point("segment.recorded")
-        own, folder = self.own_class, self.session.class_images
-        self.context.fill_caches(start.dataset, class_images_of(self.context, folder, stop, own=own, say=self.say))
+        self.context.fill_caches(start.dataset, self.class_images.fill(say=self.say, stopped=stop.is_set))
         for leg, done in start.open_legs:
             self._train_leg(leg, done, stop, lock)
         for problem in self.store.flush_for(self.plan.finish_bytes, stopped=stop.is_set):
@@ -301,7 +312,7 @@ class _Run:
             self.config,
             history=self._losses_by_leg(),
             held_out=self.held_out,
-            judged_from=self._judged_from(),
+            judged_from=start.judged_from(self.held_out),
             drawing=self.budget.before_and_after(),
             run=self.number,
             more=start.times_lengthened,
@@ -316,12 +327,6 @@ class _Run:
             seconds=time.monotonic() - started,
             best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
         )
-
-    def _judged_from(self) -> int:
-        """Index of the first held-out loss that can be compared with the newest one."""
-        first = next(leg for leg in self.start.legs if leg.segment == self.start.segments[-1].judged_since)
-        # Of the two at that position the second is of the new pictures.
-        return max(index for index, row in enumerate(self.held_out) if row[0] == first.offset)
 
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""
@@ -347,7 +352,7 @@ class _Run:
         config = self.config
         trainer = open_stage(leg.stage, self.context, self.generation if done else None, key=leg.key, before=leg.before)
         losses = self.history.get(leg.stage, torch.zeros(0)).tolist()[: leg.before + done]
-        if not done and self._is_first_judged(leg):
+        if not done and self.start.is_first_judged(leg):
             self._judge(trainer, leg.offset)
         self.ranks.wait()
         began = time.monotonic()
@@ -389,11 +394,6 @@ class _Run:
         elif not self._said_no_samples:
             self._said_no_samples = True
             self.say("No sample images during training: generating them would take longer than this short training.")
-
-    def _is_first_judged(self, leg: Leg) -> bool:
-        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
-        own = [each for each in self.start.legs if each.segment == self.start.segments[-1].judged_since]
-        return leg == own[0]
 
     def _losses_by_leg(self) -> dict[str, Any]:
         """The losses in the order in which they came: "unet", and "unet 2" of the second segment."""

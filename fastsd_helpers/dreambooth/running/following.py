@@ -5,20 +5,16 @@ samples or saves. What both do is here too.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
+from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.resume import Generation
-from fastsd_helpers.dreambooth.running.result import TrainResult
 from fastsd_helpers.dreambooth.settings import PlannedConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.beginning import Start
-from fastsd_helpers.dreambooth.training.class_images import ClassDrawing
 from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
-from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
+from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SettingsError
@@ -26,7 +22,7 @@ from fastsd_helpers.processes import Ranks
 from fastsd_helpers.runtime import Device, describe_device, fault_point
 from fastsd_helpers.sessions import Session
 
-__all__ = ["Brief", "class_images_of", "due_after", "follow", "load_learned", "rate_at", "weakest_device"]
+__all__ = ["Brief", "due_after", "follow", "load_learned", "rate_at", "weakest_device"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ def follow(ranks: Ranks, session: Session, stop: threading.Event) -> TrainResult
     return ranks.share(_nothing)
 
 
-def _nothing() -> Any:
-    """What a process hands round that is not the first."""
+def _nothing(*_said: str) -> Any:
+    """What a process says and hands round that is not the first."""
 
 
 def _train_along(ranks: Ranks, brief: Brief, session: Session, stop: threading.Event) -> None:
@@ -69,7 +65,8 @@ def _train_along(ranks: Ranks, brief: Brief, session: Session, stop: threading.E
     if brief.generation is not None:
         load_learned(context, start, brief.generation)
     fault_point("segment.recorded")
-    context.fill_caches(start.dataset, class_images_of(context, session.class_images, stop))
+    images = ClassImages(session, context, start.dataset.train)
+    context.fill_caches(start.dataset, images.fill(say=_nothing, stopped=stop.is_set))
     for leg, done in start.open_legs:
         generation = brief.generation if done else None
         trainer = open_stage(leg.stage, context, generation, key=leg.key, before=leg.before)
@@ -124,52 +121,6 @@ def load_learned(context: TrainingContext, start: Start, generation: Generation)
     for stage in STAGE_NAMES:
         if stage in generation.roles and stage not in unfinished:
             context.trained[stage] = generation.load(stage)
-
-
-def class_images_of(
-    context: TrainingContext,
-    folder: Path,
-    stop: threading.Event,
-    *,
-    own: OwnClassPictures | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
-) -> tuple[PreparedImage, ...]:
-    """The class images of a run, which the processes generate together and the first one writes.
-
-    Args:
-        folder: the session's, for them. own: the user's own ones, known to the first process. say: gets sentences.
-    """
-    config = context.config
-    if not config.class_prompts:
-        return ()
-    if config.class_folder:
-
-        def fill() -> tuple[PreparedImage, ...]:
-            assert own is not None
-            pictures, said = own.fill()
-            for line in [*said, f"{len(pictures)} of your own class images."]:
-                say(line)
-            return tuple(pictures)
-
-        return context.ranks.share(fill)
-    drawing = ClassDrawing(
-        folder,
-        context.base,
-        config.class_prompts,
-        count=config.class_images,
-        size=config.resolution,
-        seed=config.seed,
-        guidance=config.class_guidance,
-    )
-    return drawing.fill(
-        device=context.device,
-        autocast=context.autocast,
-        prepare=context.prepare,
-        say=say,
-        stopped=stop.is_set,
-        dtype=context.base_dtype,
-        ranks=context.ranks,
-    )
 
 
 def rate_at(config: PlannedConfig, leg: Leg, own: int) -> float:

@@ -9,7 +9,7 @@ other mounts that deliver late, every checkpoint ever written counts.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, PlannedConfig
 from fastsd_helpers.drive import delivers_late, keeps_trash
@@ -62,6 +62,8 @@ class Plan:
     room_for_one: bool = True  # for the last checkpoint of each stage, beside the finished file
     bounded: bool = True  # what is kept and the one on its way have room together
     fits: bool = True  # and the finished file beside them
+    buckets: tuple[dict[str, Any], ...] = ()  # which image is trained at which size, and what of it is cut off
+    bucket_lines: tuple[str, ...] = ()  # the same in words, where there is something to say
 
     @property
     def finish_bytes(self) -> int:
@@ -78,6 +80,7 @@ class Plan:
             f"The run writes {_gb(self.written_bytes)} in all, and takes at most {_gb(self.peak_bytes)} at a time; "
             f"{_gb(self.free_bytes)} are free.",
             *self._cost(),
+            *self.bucket_lines,
             *self.reasons,
             *self.saving_lines(),
         ]
@@ -149,12 +152,7 @@ def _minutes(seconds: float) -> str:
 
 
 def generation_sizes(config: DreamBoothConfig, stages: Mapping[str, int], parameters: Mapping[str, int]) -> dict:
-    """Bytes of one checkpoint, by stage.
-
-    Args:
-        stages: stage -> optimizer steps, in order.
-        parameters: stage -> number of trained values.
-    """
+    """Bytes of one checkpoint, by stage; `parameters` is stage -> number of trained values."""
     state_bytes = 2 if config.optimizer == "adamw8bit" else 8  # two moments: of one byte, or of float32
     # With ema the raw weights are saved beside the averaged ones.
     weight_bytes = 8 if config.ema else 4

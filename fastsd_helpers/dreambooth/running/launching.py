@@ -13,13 +13,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.background import environment_of_ours
+from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.running.live import Progress, Report, live_folder
-from fastsd_helpers.dreambooth.running.result import TrainResult, result_from
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps
 from fastsd_helpers.errors import FastSDError, Interrupted, SessionBusy, TrainingFailed, needs_package
@@ -30,7 +32,7 @@ from fastsd_helpers.runtime import peak_memory_bytes
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
-__all__ = ["launch", "launch_command", "model_named", "reporter", "train_words"]
+__all__ = ["launch", "launch_command", "model_named", "reporter", "result_from", "train_words"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -202,3 +204,14 @@ def _last_words(place: Path) -> str:
     tail.read(ended=True)
     lines = [line for line in tail.last if "Error" in line][-2:]
     return "\nIts last output:\n" + "\n".join(lines) if lines else ""
+
+
+def result_from(answer: Mapping[str, Any]) -> TrainResult:
+    """The result as another process's own `train` returned it: the command prints every field of it."""
+    kinds = typing.get_type_hints(TrainResult)
+    values: dict[str, Any] = {}
+    for item in fields(TrainResult):
+        if item.name in answer:
+            value = answer[item.name]
+            values[item.name] = Path(value) if kinds[item.name] is Path else value
+    return TrainResult(**values)

@@ -30,7 +30,8 @@ def counts_of(spec: ModelSpec, folder: Path | None = None, *, targets: str | Non
     """Count a model's values: from its files' headers where they are on this machine, else as published.
 
     Args:
-        spec: the model. folder: a Diffusers folder that the user named.
+        spec: the model.
+        folder: a Diffusers folder that the user named.
         targets: the layers that a LoRA would be added to; None for those of the attention.
     """
     if spec.family not in TRAINABLE_FAMILIES:
@@ -92,7 +93,8 @@ def plan_from_settings(config: DreamBoothConfig, session: Session) -> Plan | Non
     """Plan a run from settings, registry and the session's record; None for a model whose size is not known here.
 
     Raises:
-        ModelError, SettingsError: the settings cannot be used.
+        ModelError: the settings cannot be used.
+        SettingsError: the settings cannot be used.
         DiskFull: not even the finished file fits.
     """
     record = session.record

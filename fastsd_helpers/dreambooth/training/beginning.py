@@ -76,6 +76,16 @@ class Start:
         """Forward passes of one optimizer step."""
         return self.segments[-1].parts
 
+    def is_first_judged(self, leg: Leg) -> bool:
+        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
+        return leg == next(each for each in self.legs if each.segment == self.segments[-1].judged_since)
+
+    def judged_from(self, held_out: list[list]) -> int:
+        """Index of the first held-out loss that can be compared with the newest one."""
+        first = next(leg for leg in self.legs if leg.segment == self.segments[-1].judged_since)
+        # Of the two at that position the second is of the new pictures.
+        return max(index for index, row in enumerate(held_out) if row[0] == first.offset)
+
     @property
     def steps(self) -> int:
         """Of all segments."""
@@ -106,14 +116,17 @@ def find_start(
 
     Args:
         config: what the user gave.
-        session, device: as they are.
-        run, generation: the run's number, and its newest whole checkpoint.
+        session: the open session.
+        device: where it is trained.
+        run: its number.
+        generation: its newest whole checkpoint.
         more: steps asked for after its end.
         processes: that share each step.
 
     Raises:
         SettingsError: something else than what the run was begun with was given, or has changed.
-        DatasetError, ModelError: as `load_dataset` and `BaseModel.fetch`.
+        DatasetError: as `load_dataset` and `BaseModel.fetch`.
+        ModelError: as `load_dataset` and `BaseModel.fetch`.
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
@@ -131,7 +144,7 @@ def find_start(
     if begins:
         steps = more.as_steps(segments[0])
         config, reasons = settings_for_more(
-            given, last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
+            _without(given, "processes"), last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
         )
         require_share(last.parts // last.accumulation * config.accumulation, processes)
     else:
@@ -141,13 +154,12 @@ def find_start(
     base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
     # The same weights in another place are the same model.
     if begins:
-        named = replace(config, base_model=base.ref)
-        config, chosen = resolve_settings(named, base.spec, device, processes=config.processes or 1)
+        config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
         reasons += chosen
     else:
         own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
-    reasons += check_resolution(base.spec, config.resolution)
+    reasons += _check_resolutions(base, config)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     if begins:
         segments = [*segments, _next_segment(config, _pictures_of(dataset), given, segments)]
@@ -207,12 +219,18 @@ def _begin(
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
     base = BaseModel.fetch(ref).predicting(config.prediction_type, config.zsnr)
     photos = sum(not item["held_out"] for item in recorded_images(session))
-    named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
-    config, reasons = resolve_settings(named, base.spec, device, photos=photos, processes=begun)
-    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution), _distilled_line(ref)]
+    named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref, "processes": begun}, given=given)
+    config, reasons = resolve_settings(named, base.spec, device, photos=photos)
+    reasons = [reason, *reasons, *_check_resolutions(base, config), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
     return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)
+
+
+def _check_resolutions(base: BaseModel, config: ResolvedConfig) -> list[str]:
+    for px in config.training_resolutions:
+        check_resolution(base.spec, px, setting="resolutions" if config.resolutions else "resolution")
+    return check_resolution(base.spec, config.resolution)
 
 
 def _distilled_line(ref: str) -> str:
@@ -297,7 +315,7 @@ def _next_segment(
     before = segments[-1]
     # A held-out loss is of these: where one of them is another, it is compared from here on.
     comparable = pictures == before.pictures and all(
-        getattr(config, name) == before.settings.get(name) for name in ("seed", "resolution")
+        getattr(config, name) == before.settings.get(name) for name in ("seed", "resolution", "resolutions")
     )
     since = before.judged_since if comparable else len(segments)
     return Segment.of(to_values(config), pictures, given=before.given | given, judged_since=since)
@@ -310,7 +328,8 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
     """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
     Args:
-        generation, session: the checkpoint, and where it is.
+        generation: the checkpoint.
+        session: where the checkpoint is.
         ref: where it is said to be; nothing for where it was last.
 
     Raises:

@@ -14,9 +14,12 @@ from fastsd_helpers.runtime import fault_point
 if TYPE_CHECKING:
     import torch
 
+    from fastsd_helpers.dreambooth.dataset.buckets import Bucket
     from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
 
-__all__ = ["Latents", "encode_images", "encode_prompts"]
+__all__ = ["Latents", "SortedLatents", "encode_buckets", "encode_images", "encode_prompts"]
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,30 @@ class Latents:
         return [turned if flip else self for flip in flips]
 
 
-def _read_pixels(image: "PreparedImage", size: tuple[int, int]) -> "tuple[torch.Tensor, Framing]":
+@dataclass(frozen=True)
+class SortedLatents:
+    """The latents of some images, sorted into buckets; `images` are the images' indices, of each bucket in order."""
+
+    buckets: tuple[Latents, ...]
+    images: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def one(cls, latents: Latents) -> "SortedLatents":
+        """All of them in one bucket, in order."""
+        return cls((latents,), (tuple(range(len(latents.mean))),))
+
+    @property
+    def counts(self) -> list[int]:
+        """How many images are in each bucket."""
+        return [len(images) for images in self.images]
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Channels, height and width of each bucket's latents."""
+        return [tuple(bucket.mean.shape[1:]) for bucket in self.buckets]
+
+
+def _read_pixels(image: "PreparedImage", size: tuple[int, int], box: Box | None) -> "tuple[torch.Tensor, Framing]":
     """An image at the size it is trained at, [1, 3, height, width] in -1..1, and where it is in its photo."""
     import numpy as np
     import torch
@@ -68,7 +94,7 @@ def _read_pixels(image: "PreparedImage", size: tuple[int, int]) -> "tuple[torch.
     framing = image.framing or Framing.whole(*picture.size)
     if picture.size != size:
         # Prepared at another size than this model is trained at: a clean resize, and a cut where the shape is another.
-        kept = cover(*picture.size, size)
+        kept = box or cover(*picture.size, size, image.focus)
         framing = framing.part(kept, *picture.size)
         picture = picture.resize(size, Image.Resampling.LANCZOS, box=kept)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1, framing
@@ -80,6 +106,7 @@ def encode_images(
     images: "tuple[PreparedImage, ...]",
     size: tuple[int, int],
     *,
+    boxes: "tuple[Box, ...] | None" = None,
     device: Any,
     flip: bool = False,
     ranks: Ranks | None = None,
@@ -87,9 +114,11 @@ def encode_images(
     """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
 
     Args:
-        family: of the model. vae: its VAE.
-        images: they are resized to cover `size` (width, height), and what is over is cut off evenly.
+        family: of the model.
+        vae: its VAE.
+        images: they are resized to cover `size` (width, height), and what is over is cut off around their subject.
         size: a multiple of 8 in both directions.
+        boxes: the part of each that is kept, instead.
         device: that the VAE is on.
         flip: whether the mirrored images are encoded too.
         ranks: the processes that share the work; each gets all latents.
@@ -99,8 +128,10 @@ def encode_images(
     """
     import torch
 
-    def encode_one(image: "PreparedImage", mirror: bool) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
-        pixels, framing = _read_pixels(image, size)
+    def encode_one(
+        pair: "tuple[PreparedImage, Box | None]", mirror: bool
+    ) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
+        pixels, framing = _read_pixels(pair[0], size, pair[1])
         pixels = pixels.to(device)
         with torch.no_grad():
             mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
@@ -108,13 +139,26 @@ def encode_images(
         return mean.float().cpu(), std.float().cpu(), framing
 
     def encode(mirror: bool) -> Latents:
-        encoded = (ranks or Ranks()).divide(images, partial(encode_one, mirror=mirror))
+        pairs = list(zip(images, boxes or [None] * len(images), strict=True))
+        encoded = (ranks or Ranks()).divide(pairs, partial(encode_one, mirror=mirror))
         means, stds, framings = zip(*encoded, strict=True)
         numbers = family.picture_numbers(framings, *size, mirrored=mirror)
         return Latents(torch.cat(means), torch.cat(stds), numbers=numbers)
 
     plain = encode(False)
     return Latents(plain.mean, plain.std, encode(True) if flip else None, plain.numbers)
+
+
+def encode_buckets(
+    family: Family, vae: Any, images: "tuple[PreparedImage, ...]", buckets: "tuple[Bucket, ...]", **options: Any
+) -> SortedLatents:
+    """Encode images as they were sorted into buckets; `options` are those of `encode_images`."""
+    encoded = []
+    for bucket in buckets:
+        own = tuple(images[place.image] for place in bucket.places)
+        boxes = tuple(place.box for place in bucket.places)
+        encoded.append(encode_images(family, vae, own, bucket.size, boxes=boxes, **options))
+    return SortedLatents(tuple(encoded), tuple(tuple(place.image for place in bucket.places) for bucket in buckets))
 
 
 def encode_prompts(

@@ -9,7 +9,7 @@ its name: one that a mount cut short is drawn again, a user's own files beside t
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class ClassDrawing:
         base: the model that draws them, untouched by training.
         prompts: the classes; image i is of prompt i modulo their number.
         count: images in all.
-        size: their side in pixels.
+        sizes: width and height of the first four of them, of the next four, and so on, over and over.
         seed: image i starts from noise of (seed, i).
         guidance: classifier-free guidance. At 1 the images are the model's own, and training on them leaves it where
             it is; guided ones are those of a sharper model, and training on them moves it there (measured:
@@ -76,12 +76,16 @@ class ClassDrawing:
         prompts: tuple[str, ...],
         *,
         count: int,
-        size: int,
+        sizes: Sequence[tuple[int, int]],
         seed: int,
         guidance: float = 1.0,
     ) -> None:
-        self.base, self.prompts, self.count, self.size, self.seed = base, prompts, count, size, seed
+        self.base, self.prompts, self.count, self.seed = base, prompts, count, seed
+        # Each of the different ones in turn, in the order in which they come: so few images have many of them.
+        self.sizes = list(dict.fromkeys(sizes))
         self.guidance = guidance
+        # One square's side as versions wrote it that drew nothing else, so that what they drew is found again.
+        size = self.sizes[0][0] if len(self.sizes) == 1 and len(set(self.sizes[0])) == 1 else self.sizes
         key = [base.sha256(), base.spec.prediction_type, list(prompts), size, seed, _STEPS, guidance]
         self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
@@ -99,7 +103,8 @@ class ClassDrawing:
         """Draw what is missing; returns all images in order.
 
         Args:
-            device, autocast: where and in which dtype to draw.
+            device: where to draw.
+            autocast: in which dtype to draw.
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
@@ -107,7 +112,9 @@ class ClassDrawing:
             ranks: the processes that draw together, each its groups; the first one writes.
 
         Raises:
-            Interrupted: `stopped` said so. DriveError, DiskFull: an image cannot be read or written.
+            Interrupted: `stopped` said so.
+            DriveError: an image cannot be read or written.
+            DiskFull: an image cannot be read or written.
         """
         ranks = ranks or Ranks()
         found = ranks.share(lambda: find_class_images(self.folder))
@@ -156,7 +163,7 @@ class ClassDrawing:
             vae,
             text[[number % len(self.prompts) for number in numbers]],
             text[-1:],
-            size=self.size,
+            size=self.sizes[numbers[0] // _GROUP % len(self.sizes)],
             seeds=[self._seed_of(number) for number in numbers],
             steps=_STEPS,
             guidance=self.guidance,

@@ -51,8 +51,13 @@ def add_lora(
     A is drawn from (seed, stage, name), uniform as in peft, so that a run that is started again starts the same.
 
     Args:
-        family: of the model. networks: the stage's, by part. stage: its name.
-        rank, alpha, seed: of the settings. targets: which layers, a choice of the family's.
+        family: of the model.
+        networks: the stage's, by part.
+        stage: its name.
+        rank: of the settings.
+        alpha: of the settings.
+        seed: of the settings.
+        targets: which layers, a choice of the family's.
 
     Raises:
         DependencyMissing: peft is not installed.
@@ -121,10 +126,15 @@ def write_lora_file(
 
     Args:
         parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
-        spec: the base model. px: side of the images it was trained on.
+        spec: the base model.
+        px: side of the images it was trained on.
 
     Raises:
-        CheckpointError, DiskFull, DriveReadOnly, DriveError, VerificationFailed: as `write_kohya`.
+        CheckpointError: as `write_kohya`.
+        DiskFull: as `write_kohya`.
+        DriveReadOnly: as `write_kohya`.
+        DriveError: as `write_kohya`.
+        VerificationFailed: as `write_kohya`.
     """
     from fastsd_helpers.checkpoints.lora.layers import Layer
     from fastsd_helpers.checkpoints.lora_converter import write_kohya

@@ -4,7 +4,7 @@ Noise, target and weights are the family's own. Source: the prior term is that o
 equation 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,11 @@ def training_loss(
     Args:
         predict: the denoiser, as `Family.predict`.
         objective: of the family.
-        latents, noise: float32 [batch, channels, h, w].
-        timesteps, text, pictures: what is told of each row, [batch] or a record of so many rows.
+        latents: float32 [batch, channels, h, w].
+        noise: float32 [batch, channels, h, w].
+        timesteps: what is told of each row, [batch] or a record of so many rows.
+        text: what is told of each row, [batch] or a record of so many rows.
+        pictures: what is told of each row, [batch] or a record of so many rows.
         min_snr: gamma of the min-SNR weights, each row's by its own timestep; 0 weighs all timesteps alike.
         class_rows: how many rows, the last ones, are images of the class.
         prior_weight: what their mean counts beside the mean of the others.
@@ -72,11 +75,13 @@ class HeldOut:
     pictures: "torch.Tensor | None" = None  # what the denoiser is told about each row's image
 
 
-def make_held_out(latents: Latents, prompts: list[int], *, seed: int, label: str, objective: Objective) -> HeldOut:
-    """Fix the noise: it is reserved for this and never drawn in training."""
+def make_held_out(
+    latents: Latents, prompts: list[int], *, seed: int, label: str, objective: Objective, bucket: int = 0
+) -> HeldOut:
+    """Fix the noise of a bucket's images: it is reserved for this and never drawn in training."""
     import torch
 
-    generator = generator_for(seed, "held-out")
+    generator = generator_for(seed, "held-out", bucket) if bucket else generator_for(seed, "held-out")
     count = len(prompts)
     levels = list(objective.held_out_times)
     rows = [index for index in range(count) for _ in levels]
@@ -91,23 +96,30 @@ def make_held_out(latents: Latents, prompts: list[int], *, seed: int, label: str
 
 
 def held_out_loss(
-    predict: Predict, objective: Objective, held_out: HeldOut, text: Conditions, *, device: Any, batch_size: int = 8
+    predict: Predict,
+    objective: Objective,
+    held_out: Sequence[HeldOut],
+    text: Conditions,
+    *,
+    device: Any,
+    batch_size: int = 8,
 ) -> float:
-    """Mean loss over the fixed rows; `text` has a row for every prompt."""
+    """Mean loss over the fixed rows of all buckets; `text` has a row for every prompt."""
     import torch
 
     total = 0.0
-    for start in range(0, len(held_out.timesteps), batch_size):
-        rows = slice(start, start + batch_size)
-        with torch.no_grad():
-            loss = training_loss(
-                predict,
-                objective,
-                held_out.latents[rows].to(device),
-                held_out.noise[rows].to(device),
-                held_out.timesteps[rows].to(device),
-                text[list(held_out.prompts[rows])].to(device),
-                None if held_out.pictures is None else held_out.pictures[rows].to(device),
-            )
-        total += loss.item() * len(held_out.prompts[rows])
-    return total / len(held_out.timesteps)
+    for bucket in held_out:
+        for start in range(0, len(bucket.timesteps), batch_size):
+            rows = slice(start, start + batch_size)
+            with torch.no_grad():
+                loss = training_loss(
+                    predict,
+                    objective,
+                    bucket.latents[rows].to(device),
+                    bucket.noise[rows].to(device),
+                    bucket.timesteps[rows].to(device),
+                    text[list(bucket.prompts[rows])].to(device),
+                    None if bucket.pictures is None else bucket.pictures[rows].to(device),
+                )
+            total += loss.item() * len(bucket.prompts[rows])
+    return total / sum(len(bucket.timesteps) for bucket in held_out)

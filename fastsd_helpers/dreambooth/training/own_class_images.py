@@ -1,4 +1,4 @@
-"""A user's own class (regularization) images: read like photos, copied square into the session, and only read there.
+"""A user's own class (regularization) images: read like photos, copied into the session, and only read there.
 
     class_images/own-3f2a91c0d5e6/00007-9b1c55e0a7d2.png     number and the first digits of its own SHA-256
 
@@ -8,20 +8,27 @@ The copies are what is trained on, so a run goes on where the folder they came f
 import hashlib
 import json
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastsd_helpers.captions.photo_names import name_photos
+from fastsd_helpers.dreambooth.dataset.buckets import sort_into_buckets
 from fastsd_helpers.dreambooth.dataset.originals import own_place
 from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage, recorded_images
 from fastsd_helpers.dreambooth.photos.decoding import decode_photo
 from fastsd_helpers.dreambooth.photos.finding import Photos, open_photos
 from fastsd_helpers.dreambooth.photos.image_names import printable
-from fastsd_helpers.dreambooth.training.class_images import find_class_images, write_class_image
+from fastsd_helpers.dreambooth.training.class_images import ClassDrawing, find_class_images, write_class_image
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.sessions import Session
 
-__all__ = ["OwnClassPictures"]
+if TYPE_CHECKING:
+    from fastsd_helpers.dreambooth.training.stages import TrainingContext
+
+__all__ = ["ClassImages", "OwnClassPictures"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -36,13 +43,16 @@ class OwnClassPictures:
         place: folder or zip they are in.
         prompts: the classes. With several, an image's name or folder says of which it is.
         size: side of the copies in pixels.
+        whole: they keep their shape, with the area of such a square.
     """
 
-    def __init__(self, session: Session, place: str, prompts: tuple[str, ...], *, size: int) -> None:
-        self._session, self._prompts, self._size = session, prompts, size
+    def __init__(
+        self, session: Session, place: str, prompts: tuple[str, ...], *, size: int, whole: bool = False
+    ) -> None:
+        self._session, self._prompts, self._size, self._whole = session, prompts, size, whole
         self._place = own_place(session, Path(place).expanduser())
-        key = hashlib.sha256(json.dumps([place, list(prompts), size]).encode()).hexdigest()[:12]
-        self.folder = session.class_images / f"own-{key}"
+        asked = [place, list(prompts), size, *(["whole"] if whole else [])]
+        self.folder = session.class_images / f"own-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
 
     def check(self) -> str:
         """Count them, before anything is loaded or written; returns a sentence.
@@ -131,5 +141,71 @@ class OwnClassPictures:
         from PIL import Image, ImageOps
 
         picture = decode_photo(data).image
-        picture = ImageOps.fit(picture, (self._size, self._size), Image.Resampling.LANCZOS)
-        write_class_image(self.folder, number, picture)
+        size = (self._size, self._size)
+        if self._whole:
+            scale = self._size / math.sqrt(picture.width * picture.height)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        write_class_image(self.folder, number, ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
+
+
+class ClassImages:
+    """The class images of a run: a user's own, or generated ones.
+
+    They have the shapes of the photos: where those are squares, squares.
+
+    Args:
+        session: of the run.
+        context: of the run.
+        photos: that are trained on.
+    """
+
+    def __init__(self, session: Session, context: "TrainingContext", photos: tuple[PreparedImage, ...]) -> None:
+        self._session, self._context, config = session, context, context.config
+        buckets = sort_into_buckets(photos, (config.resolution,), context.base.spec.multiple)
+        self._sizes = [bucket.size for bucket in buckets]
+        self._own: OwnClassPictures | None = None
+        if config.class_folder and config.class_prompts:
+            whole = any(width != height for width, height in self._sizes)
+            self._own = OwnClassPictures(
+                session, config.class_folder, config.class_prompts, size=config.resolution, whole=whole
+            )
+
+    def check(self) -> list[str]:
+        """What can be said before anything is loaded or written; raises as `OwnClassPictures.check`."""
+        return [self._own.check()] if self._own else []
+
+    def fill(self, *, say: Callable[[str], None], stopped: Callable[[], bool]) -> tuple[PreparedImage, ...]:
+        """Copy or generate those that are missing; returns all in order, nothing without prior preservation.
+
+        Raises:
+            DatasetError: as `OwnClassPictures.fill`.
+            DriveError: as `OwnClassPictures.fill`.
+            DiskFull: as `ClassDrawing.fill`.
+            Interrupted: as `ClassDrawing.fill`.
+        """
+        context, config = self._context, self._context.config
+        if not config.class_prompts:
+            return ()
+        if self._own is not None:
+            pictures, said = context.ranks.share(self._own.fill)
+            for line in [*said, f"{len(pictures)} of your own class images."]:
+                say(line)
+            return tuple(pictures)
+        drawing = ClassDrawing(
+            self._session.class_images,
+            context.base,
+            config.class_prompts,
+            count=config.class_images,
+            sizes=self._sizes,
+            seed=config.seed,
+            guidance=config.class_guidance,
+        )
+        return drawing.fill(
+            device=context.device,
+            autocast=context.autocast,
+            prepare=context.prepare,
+            say=say,
+            stopped=stopped,
+            dtype=context.base_dtype,
+            ranks=context.ranks,
+        )

@@ -24,14 +24,14 @@ def draw_pictures(
     text: Conditions,
     empty: Conditions,
     *,
-    size: int,
+    size: int | tuple[int, int],
     seeds: Sequence[int],
     steps: int = 25,
     guidance: float = 7.5,
     device: Any,
     after_step: Callable[[], None] = lambda: None,
 ) -> "list[Image.Image]":
-    """Draw one square image per row of `text` from the noise of its seed.
+    """Draw one image per row of `text` from the noise of its seed; `size` is a square's side, or width and height.
 
     Classifier-free guidance as in Ho and Salimans 2022, with the family's sampler. The noise is
     drawn on the CPU: equal seeds give equal images' beginnings on every device, before and after training. At
@@ -43,13 +43,14 @@ def draw_pictures(
 
     family, sampler = base.family, base.load_sampler()
     sampler.set_timesteps(steps, device=device)
-    shape = family.latent_shape(size, size)
+    width, height = (size, size) if isinstance(size, int) else size
+    shape = family.latent_shape(width, height)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(device) * sampler.init_noise_sigma
     guided = guidance != 1
     no_text = empty[[0] * len(seeds)].long_as(text)
     context = (Conditions.join([no_text, text]) if guided else text).to(device)
-    numbers = family.picture_numbers([Framing.whole(size, size)] * len(context), size, size)
+    numbers = family.picture_numbers([Framing.whole(width, height)] * len(context), width, height)
     told = None if numbers is None else numbers.to(device)
     rescale = family.guidance_rescale(base.spec)
     extra = torch.Generator().manual_seed(seeds[0]) if seeds else None

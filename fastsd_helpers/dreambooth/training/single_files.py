@@ -29,8 +29,11 @@ def make_base(file: Path, folder: Path) -> None:
     whose four small files are fetched from the Hub.
 
     Raises:
-        WrongFamily: it is not a whole model, or its family cannot be trained. ModelError: no known tokenizer fits,
-        or it cannot be fetched. CheckpointError: the file cannot be read safely. DiskFull, DriveError: the disk.
+        WrongFamily: it is not a whole model, or its family cannot be trained.
+        ModelError: no known tokenizer fits, or it cannot be fetched.
+        CheckpointError: the file cannot be read safely.
+        DiskFull: there is no room for the folder.
+        DriveError: the folder cannot be written.
     """
     family, words = _look(file)
     lender = _packaged(family, words)

@@ -6,10 +6,11 @@ A stage's name is also the role of its weights in a checkpoint. What differs bet
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.dataset.buckets import Bucket, sort_into_buckets
 from fastsd_helpers.dreambooth.families import Conditions, Family
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import (
@@ -20,12 +21,17 @@ from fastsd_helpers.dreambooth.training.base_model import (
     put_tensors,
     suit_cpu,
 )
-from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts
+from fastsd_helpers.dreambooth.training.cache import SortedLatents, encode_buckets, encode_prompts
 from fastsd_helpers.dreambooth.training.ema import Average
 from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
-from fastsd_helpers.dreambooth.training.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
-from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step
+from fastsd_helpers.dreambooth.training.optimizers import (
+    build_optimizer,
+    pack_optimizer,
+    sum_gradients,
+    unpack_optimizer,
+)
+from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.processes import Ranks
@@ -38,18 +44,6 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.resume import Generation
 
 __all__ = ["StageTrainer", "TrainingContext", "open_stage"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
-
-    latents: "torch.Tensor"  # float32 [rows, channels, h, w] on the device, as all of them
-    noise: "torch.Tensor"
-    timesteps: "torch.Tensor"
-    prompts: list[int]
-    class_rows: int = 0
-    pictures: "torch.Tensor | None" = None  # what the denoiser is told about each image
 
 
 class TrainingContext:
@@ -68,12 +62,12 @@ class TrainingContext:
         self.objective = base.load_objective()
         self.tokenizers = base.load_tokenizers()
         self.trained: dict[str, dict[str, torch.Tensor] | None] = dict.fromkeys(STAGE_NAMES)
-        self.latents: Latents
-        self.held_out: HeldOut
+        self.latents: SortedLatents
+        self.held_out: tuple[HeldOut, ...]
         self.held_out_label = ""
         self.prompts: list[str] = []
         self.prompt_of: list[int] = []  # training image -> its prompt's index
-        self.class_latents: Latents | None = None
+        self.class_latents: SortedLatents | None = None
         self.class_prompt_of: list[int] = []  # class image -> its prompt's index in `texts`
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -144,35 +138,47 @@ class TrainingContext:
     def suits_cpu(self) -> bool:
         """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
         # Plain attention holds whole attention maps: at 256 px and above it is not faster.
-        half = self.dtype is not None
-        return self.device.type == "cpu" and half and (self.config.resolution // 8) ** 2 < 1024
+        half, px = self.dtype is not None, max(self.config.resolution, *self.config.training_resolutions)
+        return self.device.type == "cpu" and half and (px // 8) ** 2 < 1024
+
+    def sort(self, images: "tuple[PreparedImage, ...]", *, classes: bool = False) -> tuple[Bucket, ...]:
+        """Sort images into the buckets of every resolution that is trained.
+
+        Class images are made at the resolution of the samples and not trained at a larger one, which would blur them.
+        """
+        sides = self.config.training_resolutions
+        if classes:
+            sides = tuple(px for px in sides if px <= self.config.resolution) or sides[:1]
+        return sort_into_buckets(images, sides, self.base.spec.multiple)
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
         with self.ranks.in_turn():
             vae = self.base.load("vae").to(self.device)
-        encode = partial(
-            encode_images, self.family, vae, size=(config.resolution,) * 2, device=self.device, ranks=self.ranks
-        )
-        self.latents = encode(dataset.train, flip=config.flip)
+        encode = partial(encode_buckets, self.family, vae, device=self.device, ranks=self.ranks)
+        self.latents = encode(dataset.train, self.sort(dataset.train), flip=config.flip)
         judged = dataset.held_out or dataset.train
         self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
         latents = self.latents
         if dataset.held_out:
-            latents = encode(dataset.held_out)
+            latents = encode(dataset.held_out, self.sort(dataset.held_out))
         self.prompts = sorted({image.prompt for image in (*dataset.train, *dataset.held_out)})
         place = {prompt: index for index, prompt in enumerate(self.prompts)}
         self.prompt_of = [place[image.prompt] for image in dataset.train]
-        self.held_out = make_held_out(
-            latents,
-            [place[image.prompt] for image in judged],
-            seed=config.seed,
-            label=self.held_out_label,
-            objective=self.objective,
+        self.held_out = tuple(
+            make_held_out(
+                bucket,
+                [place[judged[image].prompt] for image in images],
+                seed=config.seed,
+                label=self.held_out_label,
+                objective=self.objective,
+                bucket=number,
+            )
+            for number, (bucket, images) in enumerate(zip(latents.buckets, latents.images, strict=True))
         )
         if class_images:
-            self.class_latents = encode(class_images)
+            self.class_latents = encode(class_images, self.sort(class_images, classes=True))
             first, classes = len(self.prompts), self.config.class_prompts
             self.class_prompt_of = [first + classes.index(image.prompt) for image in class_images]
 
@@ -190,6 +196,8 @@ class TrainingContext:
         if self.class_latents is None:
             return own
         others = self._draw_rows(f"{key}/class", step, part, self.class_latents, self.class_prompt_of)
+        if own.latents.shape[1:] != others.latents.shape[1:]:
+            return replace(own, apart=others)
         return Batch(
             torch.cat([own.latents, others.latents]),
             torch.cat([own.noise, others.noise]),
@@ -200,7 +208,7 @@ class TrainingContext:
         )
 
     def _draw_rows(
-        self, key: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
+        self, key: str, step: int, part: int, pictures: SortedLatents, prompt_of: list[int], *, flip: bool = False
     ) -> Batch:
         config = self.config
         draw = draw_step(
@@ -210,8 +218,8 @@ class TrainingContext:
             part,
             parts=self.parts,
             batch_size=config.batch_size,
-            images=[len(prompt_of)],
-            latent_shapes=[tuple(pictures.mean.shape[1:])],
+            images=pictures.counts,
+            latent_shapes=pictures.shapes,
             draw_times=self.objective.draw_times,
             flip=flip,
         )
@@ -219,9 +227,10 @@ class TrainingContext:
         if config.offset_noise:
             offset = draw_offset(config.seed, key, step, part, batch_size=config.batch_size, channels=noise.shape[1])
             noise = noise + config.offset_noise * offset
-        latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
-        prompts = [prompt_of[image] for image in draw.images]
-        numbers = pictures.numbers_of(draw.images, draw.flips)
+        bucket, images = pictures.buckets[draw.bucket], pictures.images[draw.bucket]
+        latents = bucket.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
+        prompts = [prompt_of[images[row]] for row in draw.images]
+        numbers = bucket.numbers_of(draw.images, draw.flips)
         told = None if numbers is None else numbers.to(self.device)
         return Batch(latents, noise.to(self.device), draw.timesteps.to(self.device), prompts, pictures=told)
 
@@ -346,7 +355,7 @@ class StageTrainer(ABC):
         own = step - self._before
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = self._sum_gradients(own)
+        total = sum_gradients(self.context.ranks, self.context.parts, self.parameters, partial(self._backward, own))
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)
@@ -356,40 +365,29 @@ class StageTrainer(ABC):
             self.average.update(own)
         return total
 
-    def _sum_gradients(self, own: int) -> float:
-        """Sum the gradients of a step's parts in their order, so that any number of processes gives the same bits."""
-        ranks, parts = self.context.ranks, self.context.parts
-        total = 0.0
-        sums: list[torch.Tensor | None] = [None] * len(self.parameters)
-        for first in range(0, parts, ranks.size):
-            loss = self._part_loss(own, first + ranks.rank)
-            self.scaler.scale(loss / parts).backward()
-            if ranks.size > 1:
-                ranks.add_in_order(sums, [parameter.grad for parameter in self.parameters])
-                self.optimizer.zero_grad(set_to_none=True)
-            for each in ranks.gather(loss.item()):
-                total += each / parts
-        if ranks.size > 1:
-            for parameter, gradient in zip(self.parameters, sums, strict=True):
-                parameter.grad = gradient
-        return total
+    def _backward(self, own: int, part: int) -> float:
+        """Add the gradients of a step's part to what there is; returns its loss."""
+        with self.context.autocast():
+            loss = self.loss_of(self.context.draw_batch(self.key, own, part))
+        self.scaler.scale(loss / self.context.parts).backward()
+        return loss.item()
 
-    def _part_loss(self, own: int, part: int) -> "torch.Tensor":
-        context, config = self.context, self.context.config
-        batch = context.draw_batch(self.key, own, part)
-        with context.autocast():
-            return training_loss(
-                self.predict,
-                context.objective,
-                batch.latents,
-                batch.noise,
-                batch.timesteps,
-                self.text_for(batch.prompts),
-                batch.pictures,
-                min_snr=config.min_snr,
-                class_rows=batch.class_rows,
-                prior_weight=config.prior_weight,
-            )
+    def loss_of(self, batch: Batch) -> "torch.Tensor":
+        """The loss of one forward pass, or of two where class images are of another size."""
+        config = self.context.config
+        loss = training_loss(
+            self.predict,
+            self.context.objective,
+            batch.latents,
+            batch.noise,
+            batch.timesteps,
+            self.text_for(batch.prompts),
+            batch.pictures,
+            min_snr=config.min_snr,
+            class_rows=batch.class_rows,
+            prior_weight=config.prior_weight,
+        )
+        return loss if batch.apart is None else loss + config.prior_weight * self.loss_of(batch.apart)
 
     def shown(self) -> contextlib.AbstractContextManager:
         """While this lasts, the module holds the weights that are judged, drawn with and exported."""
@@ -489,9 +487,11 @@ def open_stage(
     """Set a stage up at its beginning, or as the checkpoint `resumed` left it.
 
     Args:
-        stage, context: what is trained, and with what.
+        stage: what is trained.
+        context: with what it is trained.
         resumed: the checkpoint; its optimizer's state is gone on with too.
-        key, before: of a later segment: what its randomness is drawn with, and the stage's steps in earlier ones.
+        key: of a later segment: what its randomness is drawn with.
+        before: of a later segment: the stage's steps in earlier ones.
     """
     kind = TextEncoderTrainer if stage == "text_encoder" else UnetTrainer
     trainer = kind(context, key=key, before=before)

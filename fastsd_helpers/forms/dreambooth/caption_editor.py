@@ -47,7 +47,14 @@ const field=event.target;setTimeout(()=>{field.focus();field.select();},300);},t
 
 
 def edit_captions(session: Session) -> "CaptionEditor":
-    """Show the prompts of a session's prepared images, and let them be changed; a cell's last line displays it."""
+    """Show the prompts of a session's prepared images, and let them be changed; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
     return CaptionEditor(session)
 
 

@@ -70,7 +70,14 @@ if(crop&&crop.onkeydown){crop.onkeydown(event);}},true);
 
 
 def edit_crops(session: Session) -> "CropEditor":
-    """Show the crop editor for a session's prepared images; the last line of a cell displays it."""
+    """Show the crop editor for a session's prepared images; the last line of a cell displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
     return CropEditor(session)
 
 

@@ -21,8 +21,16 @@ __all__ = ["disconnect_when_safe", "export_model", "unfinished", "upload_model"]
 def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
     """Write the session's model in the form that was chosen; None when training has written just that already.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        What was written, or None.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `dreambooth.export` raises.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `dreambooth.export` raises.
     """
     require(config, ExportConfig)
     done = finished_result(session, int(session.record.get("run", 1)))
@@ -38,8 +46,16 @@ def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
 def upload_model(config: UploadConfig, session: Session) -> UploadResult | None:
     """Upload the finished model to the Hub; nothing happens while no name was given.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        Its address on the Hub, or None while no name was given.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `dreambooth.upload` raises.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `dreambooth.upload` raises.
     """
     require(config, UploadConfig)
     if not config.repo:

@@ -49,6 +49,12 @@ def open_session(config: SessionConfig) -> Session:
     that the old notebook left under the name becomes a session at once. With `import_from` a session is copied from
     elsewhere the first time, and opened from then on.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+
+    Returns:
+        The session, which the cells below take.
+
     Raises:
         SettingsError: these are the settings of another form.
         SessionError: a name that cannot be a folder's name.
@@ -99,8 +105,16 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     that were uploaded count as named. The session remembers whether they are the demo's: only then does base model
     "auto" mean the demo model.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        What `dreambooth.prepare` gives; of images that were kept, what was found when they were prepared.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `dreambooth.prepare` raises.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `dreambooth.prepare` raises.
     """
     require(config, PrepareConfig)
     if not config.images and (not recorded_images(session) or session.record["dataset"].get("demo")):

@@ -39,7 +39,14 @@ class PicturesView(View):
 
 
 def show_prepared(pictures: PrepareResult) -> PicturesView:
-    """Show the contact sheet of the prepared images; a cell's last line displays it."""
+    """Show the contact sheet of the prepared images; a cell's last line displays it.
+
+    Args:
+        pictures: as `prepare_pictures` gives them.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
     count = pictures.train + pictures.held_out
     alt = f"Contact sheet of the {count} prepared images with their prompts"
     return PicturesView([], [(pictures.contact_sheet, alt)])
@@ -49,6 +56,12 @@ def show_result(session: Session) -> PicturesView:
     """Show what the session's finished training made: before and after, how the loss went, and the file.
 
     It is read from the session, so it is there after a restart too, and never another session's.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
 
     Raises:
         SessionUnfinished: the training has not come to its end, with the cell to run.
@@ -80,6 +93,12 @@ def show_result(session: Session) -> PicturesView:
 
 def show_disconnect(session: Session) -> "DisconnectView":
     """Check the finished model once more, and offer a button that gives Colab's machine back.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
 
     Raises:
         SessionUnfinished: there is no finished model yet.

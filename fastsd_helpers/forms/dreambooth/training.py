@@ -72,6 +72,9 @@ def run_training(
         restart: the same as `start_over` there.
         take_over: use the session although another machine's run seems to hold it.
 
+    Returns:
+        What `dreambooth.train` gives.
+
     Raises:
         SettingsError: these are the settings of another form, or not what the session's run was begun with.
         Interrupted: it was stopped, and has saved.

@@ -39,7 +39,14 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
 
 
 def show_photos_form(session: Session) -> "PhotosForm":
-    """Make the form for the photos of a session; the last line of a cell displays it."""
+    """Make the form for the photos of a session; the last line of a cell displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+    """
     return PhotosForm(PrepareConfig, session=session)
 
 
@@ -114,7 +121,8 @@ class UploadList(View):
     Its images are read when it is opened, because a Drive takes its time.
 
     Args:
-        session: whose uploads they are. changed: called after one or all of them were removed.
+        session: whose uploads they are.
+        changed: called after one or all of them were removed.
     """
 
     def __init__(self, session: Session, changed: Callable[[], None]) -> None:

@@ -56,6 +56,12 @@ def correct_lines(session: ReadingSession) -> "CorrectionTable":
     """Show the lines of a session for correction; a cell's last line displays it.
 
     Drawn again, in a new kernel too, it shows the lines it showed last.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
     """
     return CorrectionTable(session)
 

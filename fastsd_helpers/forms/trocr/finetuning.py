@@ -71,7 +71,14 @@ class TeachConfig(FineTuneConfig, _Going, _Data):
 
 
 def show_teach_form(session: ReadingSession) -> "TeachForm":
-    """Make the form for fine-tuning the model of a session; the last line of a cell displays it."""
+    """Make the form for fine-tuning the model of a session; the last line of a cell displays it.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+    """
     return TeachForm(session)
 
 
@@ -158,7 +165,8 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
 
     Raises:
         SettingsError: these are the settings of another form.
-        Interrupted: it was stopped. And what `finetune` raises.
+        Interrupted: it was stopped.
+        FastSDError: what `finetune` raises.
     """
     require(config, TeachConfig)
     values = run_values(config)
@@ -248,6 +256,12 @@ def words_of_news(live: TeachingNews) -> str:
 
 def compare_reading(session: ReadingSession) -> "CompareView | None":
     """Read the held-out lines with the model before and after fine-tuning and show both; None without a fine-tuning.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view, or None without a fine-tuning.
 
     Raises:
         DatasetError: the lines or a model cannot be opened any more.

@@ -25,6 +25,12 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
     The held-out lines measure, the learned ones calibrate. The copy is in the session's folder int8. It is made in a
     process of its own, which Stop ends; a copy from before stays then.
 
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view with size, seconds and CER of both, or None without known lines.
+
     Raises:
         InstallError: OpenVINO and nncf are not there and cannot be installed.
         DependencyMissing: OpenVINO and nncf are not there and cannot be installed.

@@ -48,6 +48,12 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
 
     Without a name it is the one that was used last in that place, and a new one only where there is none.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+
+    Returns:
+        The session, which the cells below take.
+
     Raises:
         SettingsError: these are the settings of another form.
         SessionError: a name that cannot be a folder's name.
@@ -71,7 +77,14 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
 
 
 def show_lines_form(session: ReadingSession) -> "LinesForm":
-    """Make the form for the images of a session; the last line of a cell displays it."""
+    """Make the form for the images of a session; the last line of a cell displays it.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+    """
     return LinesForm(ReadPicturesConfig, session=session)
 
 
@@ -123,11 +136,18 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     What was read before is replaced, corrections stay with their lines; what the same model has read is not read
     again. Images that are no longer on this machine leave everything as it was.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+
     Raises:
         SettingsError: these are the settings of another form.
         Interrupted: it was stopped; run again, it goes on.
-        DatasetError: there is no image. ModelError and its
-        kin: the model cannot be opened.
+        DatasetError: there is no image.
+        ModelError: the model cannot be opened.
     """
     require(config, ReadPicturesConfig)
     images = config.images or (str(session.uploads) if session.list_uploads() else "")

@@ -16,6 +16,13 @@ def share_reader(config: ServeConfig, session: ReadingSession) -> PageView[Serve
     It is the fine-tuned model where there is one. In Colab the link is Colab's own, which only this notebook's user
     can open, unless `share` makes a public one.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+
     Raises:
         SettingsError: these are the settings of another form.
     """

@@ -62,7 +62,14 @@ def _place_of(session: ReadingSession, words: list[str]) -> Path:
 
 
 def show_evaluator(session: ReadingSession) -> ToolView:
-    """Offer to count a model's errors on lines whose text is known; a cell's last line displays it."""
+    """Offer to count a model's errors on lines whose text is known; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(EvaluateConfig, restore=session)
     problems: list[str] = []
 
@@ -95,7 +102,14 @@ def show_evaluator(session: ReadingSession) -> ToolView:
 
 
 def show_embedder(session: ReadingSession) -> ToolView:
-    """Offer to write the encoder's vectors of lines into the session's folder; a cell's last line displays it."""
+    """Offer to write the encoder's vectors of lines into the session's folder; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(EmbedConfig, restore=session)
 
     def command() -> tuple[list[str], str, Path, int]:

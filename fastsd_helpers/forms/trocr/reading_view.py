@@ -30,7 +30,14 @@ DOUBT_COLOURS = {"low confidence": COLOURS["warn"], "very low confidence": COLOU
 
 
 def show_confidence(session: ReadingSession) -> "ConfidenceView":
-    """Show the lines of a session with the model's confidence; a cell's last line displays it."""
+    """Show the lines of a session with the model's confidence; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_reading` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
     return ConfidenceView(session)
 
 

@@ -1,7 +1,6 @@
 """What the web UI notebook's cells call: where things are kept, the installation, models, starting and sharing."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
 from fastsd_helpers.playground import Page, PlaygroundConfig
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import describe_device, in_notebook, logger, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
@@ -61,6 +61,12 @@ _NOT_COMPARED = ("wait_s", "restart")
 
 def open_store(config: StoreConfig) -> NotebookUI:
     """Find the folder of models, images and settings; in Colab Google Drive is mounted for it unless switched off.
+
+    Args:
+        config: what the form shows, as its `config()` gives it.
+
+    Returns:
+        The notebook's web UI, which the cells below take.
 
     Raises:
         SettingsError: these are the settings of another form.
@@ -101,6 +107,10 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
 
     The notebook then goes on with the playground instead, so nothing is raised for a missing GPU or network.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        webui: the notebook's web UI, as `open_store` gives it.
+
     Raises:
         SettingsError: these are the settings of another form, or one of them is wrong.
     """
@@ -125,8 +135,13 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
 def fetch_models(config: ModelsConfig, webui: NotebookUI) -> None:
     """Put the chosen models where the web UI finds them; the base model is the one it starts with.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        webui: the notebook's web UI, as `open_store` gives it.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `webui.place_models` raises.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `webui.place_models` raises.
     """
     require(config, ModelsConfig)
     if webui.left_out():
@@ -139,8 +154,13 @@ def fetch_models(config: ModelsConfig, webui: NotebookUI) -> None:
 def fetch_controlnets(config: ControlNetConfig, webui: NotebookUI) -> None:
     """Fetch the chosen ControlNets for the base model that was chosen before.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        webui: the notebook's web UI, as `open_store` gives it.
+
     Raises:
-        SettingsError: these are the settings of another form. And what `webui.place_controlnet` raises.
+        SettingsError: these are the settings of another form.
+        FastSDError: what `webui.place_controlnet` raises.
     """
     require(config, ControlNetConfig)
     if not webui.left_out():
@@ -156,9 +176,17 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
     One that runs with these very settings goes on, whichever kernel has started it; one with others is started anew.
     Where no web UI can run, the playground is offered instead: the value is its view, with a button that opens it.
 
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        None, or the playground's view where no web UI can run.
+
     Raises:
         SettingsError: these are the settings of another form.
-        Interrupted: the cell was stopped; nothing runs. And what `webui.launch` raises.
+        Interrupted: the cell was stopped; nothing runs.
+        FastSDError: what `webui.launch` raises.
     """
     require(config, LaunchConfig)
     if webui.problem is not None:
@@ -195,11 +223,7 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
 def _asked(config: LaunchConfig, webui: NotebookUI) -> dict[str, Any]:
     """What a start is asked with, in JSON: the settings, and the code that is installed."""
     values = {name: value for name, value in to_values(config).items() if name not in _NOT_COMPARED}
-    try:
-        commits = json.loads(webui.places.installed.read_text(encoding="utf-8"))["commits"]
-    except (OSError, ValueError, KeyError, TypeError):
-        commits = {}
-    return values | {"commits": commits}
+    return values | {"commits": read_object(webui.places.installed).get("commits", {})}
 
 
 def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> bool:
@@ -237,6 +261,13 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
 
     The link is held by a process of its own, so it outlives this kernel, and is shown again when it was made with the
     same settings. In Colab, `kind` colab makes a link that opens for this notebook's user alone.
+
+    Args:
+        config: what the form shows, as its `config()` gives it.
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        The view with the link, or None where no web UI can run.
 
     Raises:
         SettingsError: these are the settings of another form.

@@ -10,6 +10,7 @@ from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms.widgets.form import Form
 from fastsd_helpers.options import Checked, option
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_ui
 
@@ -60,15 +61,18 @@ class _LastStore:
             return
 
     def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {name: forms for name, forms in found.items() if isinstance(forms, dict)} if type(found) is dict else {}
+        return {name: forms for name, forms in read_object(self._file).items() if isinstance(forms, dict)}
 
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]
-    """Make the form of the store; it shows what was entered last from this folder, after a restart too."""
+    """Make the form of the store; it shows what was entered last from this folder, after a restart too.
+
+    Args:
+        settings: the settings class.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+    """
     return Form(settings, session=_LastStore())
 
 
@@ -76,6 +80,13 @@ def show_ui_form(settings: type[Config], webui: "NotebookUI") -> "UIForm[Config]
     """Make a form of the web UI notebook; a cell's last line displays it.
 
     It shows what was typed before, on an earlier visit too, and not what other cells have settled.
+
+    Args:
+        settings: a settings class of the web UI.
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
 
     Raises:
         SettingsError: a value of the last visit that the form cannot show is left out, not raised.
@@ -92,7 +103,11 @@ class UIForm(Form[Config]):
         self.update(**_settled_values(settings, webui))
 
     def config(self) -> Config:
-        """Build the settings, with what is settled by now."""
+        """Build the settings, with what is settled by now.
+
+        Returns:
+            An instance of the settings class.
+        """
         self.update(**_settled_values(self._of, self._webui))
         return super().config()
 

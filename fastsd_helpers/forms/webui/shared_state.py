@@ -6,6 +6,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DriveError, FastSDError
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import (
@@ -85,13 +86,21 @@ class NotebookUI:
         self.running = self.link = None
 
     def left_out(self) -> bool:
-        """Say why a cell does nothing, where no web UI can run; False where one can."""
+        """Say why a cell does nothing, where no web UI can run; False where one can.
+
+        Returns:
+            True when the cell has nothing to do.
+        """
         if self.problem is not None:
             logger.info("Nothing is done here: %s", self.problem.problem)
         return self.problem is not None
 
     def save_if_possible(self, **changes: Any) -> None:
-        """Keep what was entered, so that it is there next time; a store that cannot be written costs nobody a form."""
+        """Keep what was entered, so that it is there next time; a store that cannot be written costs nobody a form.
+
+        Args:
+            **changes: names and values, as JSON has them.
+        """
         self.record |= changes
         try:
             with file_errors(self.store, "write to"):
@@ -101,9 +110,5 @@ class NotebookUI:
             logger.debug("The form's values could not be saved: %s", err)
 
     def _load(self) -> dict[str, Any]:
-        try:
-            record = json.loads((self.store / _RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or half synced: the forms then start anew
-            record = {}
-        whole = isinstance(record, dict) and isinstance(record.get("forms"), dict)
-        return record if whole else {"forms": {}}
+        record = read_object(self.store / _RECORD)  # none yet, or half synced: the forms then start anew
+        return record if isinstance(record.get("forms"), dict) else {"forms": {}}

@@ -20,13 +20,6 @@ __all__ = ["LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 _LINES = 8
 _SHOW_EVERY_S = 0.25
 _LOOK_EVERY_S = 5.0
-# What AUTOMATIC1111 says at every start, and what would send a reader the wrong way.
-_NOISE = (
-    "To create a public link, set `share=True`",
-    "fatal: No names found",
-    "fatal: No tags can describe",
-    "Found no NVIDIA driver",
-)
 
 
 class StartView(View):
@@ -43,8 +36,6 @@ class StartView(View):
 
     def line(self, line: str) -> None:
         """Take one more line; it is shown with the next look, several times a second."""
-        if any(pattern in line for pattern in _NOISE):
-            return
         self._last.append(line[:200])
         if time.monotonic() - self._shown_s >= _SHOW_EVERY_S:
             self._draw()
@@ -68,7 +59,11 @@ class LinkView(View):
         self.box = make_frame(self._message)
 
     def show(self, link: "Tunnel | BackgroundLink") -> None:
-        """Show a link; called again, from another thread too, when its address has changed."""
+        """Show a link; called again, from another thread too, when its address has changed.
+
+        Args:
+            link: with its present address.
+        """
         url = html.escape(link.url, quote=True)
         # User and password are meant to be read here; they are in no log.
         self._message.value = (
@@ -78,7 +73,12 @@ class LinkView(View):
         )
 
     def follow(self, webui: NotebookUI, *, every_s: float = _LOOK_EVERY_S) -> None:
-        """Go on looking at the link that another process holds: its new address is shown, and its end is said."""
+        """Go on looking at the link that another process holds: its new address is shown, and its end is said.
+
+        Args:
+            webui: the notebook's web UI, as `open_store` gives it.
+            every_s: seconds between two looks.
+        """
         shown = webui.link
         if isinstance(shown, BackgroundLink):
             threading.Thread(target=self._keep_looking, args=(webui, shown, every_s), daemon=True).start()
@@ -97,7 +97,14 @@ class LinkView(View):
 
 
 def show_stop(webui: NotebookUI) -> "StopView":
-    """Offer a button that closes the link and ends the web UI; running all cells ends nothing."""
+    """Offer a button that closes the link and ends the web UI; running all cells ends nothing.
+
+    Args:
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     return StopView(webui)
 
 
@@ -149,7 +156,14 @@ class StopView(View):
 
 
 def show_kept(webui: NotebookUI) -> DeleteView[Kept]:
-    """Show what models, images and the program take, and let them be deleted; a cell's last line displays it."""
+    """Show what models, images and the program take, and let them be deleted; a cell's last line displays it.
+
+    Args:
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
 
     def listed() -> tuple[str, list[tuple[str, Kept]]]:
         places = webui.places

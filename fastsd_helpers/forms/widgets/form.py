@@ -52,6 +52,9 @@ def show_form(
         restore: show what was last entered for this session, and keep what is entered now in it.
         given: values to start with; what was last entered wins over them.
 
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+
     Raises:
         SettingsError: `given` names a setting that does not exist, or a value that it cannot have.
     """
@@ -120,6 +123,9 @@ class Form(View, Generic[Config]):
     def config(self) -> Config:
         """Build the settings; saves what was entered in the session, so that it is there next time.
 
+        Returns:
+            An instance of the settings class.
+
         Raises:
             SettingsError: one or more fields are wrong; all of them are named. Or the form belongs to another session
                 than the one that is open.
@@ -147,6 +153,9 @@ class Form(View, Generic[Config]):
 
     def update(self, **values: Any) -> None:
         """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
+
+        Args:
+            **values: settings by name; None leaves one to the defaults.
 
         Raises:
             SettingsError: a name that does not exist, or a value that the widget cannot show.

@@ -48,7 +48,9 @@ def draw_rate_curve(points: Points, total: int, words: str) -> str:
     """Draw an error rate that was measured now and then.
 
     Args:
-        points: (step, rate) in order, 0.1 for a tenth. total: steps in all. words: what it is, read out too.
+        points: (step, rate) in order, 0.1 for a tenth.
+        total: steps in all.
+        words: what it is, read out too.
     """
     shown = [(step, 100 * rate) for step, rate in points if math.isfinite(rate)]
     total = max(total, 1)

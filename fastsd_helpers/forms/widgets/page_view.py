@@ -25,8 +25,9 @@ class PageView(View, Generic[Page]):
     """The buttons, and where the page is once it is open.
 
     Args:
-        name: of the page. start: loads the model and starts the page. where: its address, and what to say of its
-            login.
+        name: of the page.
+        start: loads the model and starts the page.
+        where: its address, and what to say of its login.
 
     Attributes:
         page: the open page, or None.

@@ -24,6 +24,7 @@ from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, m
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import count_in_words, list_some
 
 __all__ = [
     "CaptionerConfig",
@@ -40,7 +41,6 @@ __all__ = [
 
 _DONE = re.compile(r"\b(\d+)(?: of \d+)? lines, ")
 _LOG_LINES = 100
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ class CommandTool(ToolView):
     """A tool that is a command of ours in a process of its own: a bar and Stop are there while it works.
 
     Args:
-        words, busy, form: see ToolView. work: the work in a sentence, as "The evaluation".
+        words: see ToolView.
+        busy: see ToolView.
+        form: see ToolView.
+        work: the work in a sentence, as "The evaluation".
         command: the words after `fastsd`, the model that is opened, a path that stands for this work, how many to do.
         told: the command's answer, a sentence a line.
     """
@@ -151,7 +154,14 @@ class CommandTool(ToolView):
 
 
 def show_captioner(session: Session) -> ToolView:
-    """Offer to have the photos described that have no caption of their own; a cell's last line displays it."""
+    """Offer to have the photos described that have no caption of their own; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(CaptionerConfig, restore=session)
 
     def describe() -> list[str]:
@@ -167,7 +177,15 @@ def show_captioner(session: Session) -> ToolView:
 
 
 def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView:
-    """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained."""
+    """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained.
+
+    Args:
+        settings: the form of the training.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
 
     def rehearse() -> list[str]:
         return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
@@ -180,7 +198,7 @@ def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
     found = checkpoints.inspect(path, hashes=hashes, scan=scan)
     formats = ", ".join(f"{name} {size_in_words(count)}" for name, count in found.dtypes.items())
     lines = [
-        f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {found.parameters / 1e6:,.1f} million parameters in "
+        f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {count_in_words(found.parameters)} parameters in "
         f"{found.tensors:,} tensors ({formats})."
     ]
     if found.prediction_source:
@@ -189,15 +207,19 @@ def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
         lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
     lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]
     lines += found.advice
-    for words, names in (("Missing", found.missing), ("Not of this layout", found.unexpected)):
-        if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines.append(f"{words}: {', '.join(names[:_SHOWN])}{more}.")
-    return lines
+    rest = (("Missing", found.missing), ("Not of this layout", found.unexpected))
+    return lines + [f"{words}: {list_some(names, 5)}." for words, names in rest if names]
 
 
 def show_inspector(session: Session) -> ToolView:
-    """Offer to look into a model file; a cell's last line displays it."""
+    """Offer to look into a model file; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(InspectFileConfig)
 
     def look() -> list[str]:
@@ -209,7 +231,14 @@ def show_inspector(session: Session) -> ToolView:
 
 
 def show_converter(session: Session) -> ToolView:
-    """Offer to convert a model file or folder; a cell's last line displays it."""
+    """Offer to convert a model file or folder; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(ConvertFileConfig)
     verified = False
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, FastSDError, needs_package
-from fastsd_helpers.forms.widgets.style import STYLE, TIE
+from fastsd_helpers.forms.widgets.style import read_script, read_style
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -65,11 +65,13 @@ def make_frame(*children: Any, label: str = "") -> Any:
     """The outermost box of a form or a view: it brings the stylesheet, and what is inside wraps in a narrow cell.
 
     Args:
-        children: what is in it. label: what it is for, read out when somebody comes to it by keyboard.
+        children: what is in it.
+        label: what it is for, read out when somebody comes to it by keyboard.
     """
     widgets = load_widgets()
     name = f'<span class="fastsd-name">{html.escape(label)}</span>' if label else ""
-    style = widgets.HTML(f"<style>{STYLE}</style>{name}{draw_script(TIE)}", layout=widgets.Layout(display="none"))
+    page = f"<style>{read_style()}</style>{name}{draw_script(read_script('frame.js'))}"
+    style = widgets.HTML(page, layout=widgets.Layout(display="none"))
     frame = widgets.VBox([style, *children])
     frame.add_class("fastsd")
     return frame
@@ -112,8 +114,11 @@ def make_button(text: str, *, icon: str = "", kind: str = "", about: str = "", n
     """A button as wide as its words.
 
     Args:
-        text: what it says. icon: a Font Awesome name. kind: primary, warning, danger, success or "" for a plain one.
-        about: a sentence shown when the mouse rests on it. name: a class, to be found by.
+        text: what it says.
+        icon: a Font Awesome name.
+        kind: primary, warning, danger, success or "" for a plain one.
+        about: a sentence shown when the mouse rests on it.
+        name: a class, to be found by.
     """
     widgets = load_widgets()
     made = widgets.Button(description=text, icon=icon, button_style=kind, tooltip=about or text)
@@ -126,7 +131,8 @@ def draw_notice(text: str, kind: str = "note") -> str:
     """A sentence as HTML; "" for no text.
 
     Args:
-        text: not HTML. kind: bad, warn, good, or note, which has no colour of its own.
+        text: not HTML.
+        kind: bad, warn, good, or note, which has no colour of its own.
     """
     if not text:
         return ""
@@ -147,7 +153,8 @@ def draw_picture(source: Path | str, alt: str, size_px: int, *, style: str = "")
     """An image as an <img> of at most that many pixels with its data inside; its words alone when it is unreadable.
 
     Args:
-        source: a file, or a data: address. alt: what it shows, for those who do not see it.
+        source: a file, or a data: address.
+        alt: what it shows, for those who do not see it.
     """
     data = source if isinstance(source, str) else read_as_data(source, size_px)
     if not data:
@@ -173,7 +180,9 @@ def draw_table(name: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -
     """A table as HTML, in a box of its own that scrolls.
 
     Args:
-        name: what it holds, for those who hear it. heads: text. rows: their cells, as HTML.
+        name: what it holds, for those who hear it.
+        heads: text.
+        rows: their cells, as HTML.
     """
     style = "text-align:left;padding:3px 10px"
     lines = ["".join(f"<th scope='col' style='{style}'>{html.escape(text)}</th>" for text in heads)]
@@ -213,7 +222,9 @@ class Bar:
         """Show how far it is.
 
         Args:
-            done, total: in the same unit. kind: good or bad once it has ended.
+            done: in the same unit.
+            total: in the same unit.
+            kind: good or bad once it has ended.
         """
         self.done, self.total, self._kind = done, max(total, 1), kind or self._kind
         share = 100 * min(max(self.done / self.total, 0.0), 1.0)

@@ -58,7 +58,11 @@ class WorkView(View):
         """Show how far it is.
 
         Args:
-            head: a sentence. done, total: of the bar. drawing: HTML or SVG. messages: the newest lines of its log.
+            head: a sentence.
+            done: of the bar.
+            total: of the bar.
+            drawing: HTML or SVG.
+            messages: the newest lines of its log.
         """
         if not self.stop_clicks:
             self._head.value = f"<b role='status'>{html.escape(head)}</b>"
@@ -74,8 +78,9 @@ class WorkView(View):
         """Show how it ended; there is nothing to stop any more.
 
         Args:
-            text: a sentence. good: whether it reached its end. keep: leave what it said last, but for what was under
-                way.
+            text: a sentence.
+            good: whether it reached its end.
+            keep: leave what it said last, but for what was under way.
         """
         self._head.value = draw_notice(text, "good" if good else "warn")
         self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
@@ -98,11 +103,15 @@ def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: 
     """Wait for a command in its own process; the view's Stop and the notebook's own let it save first.
 
     Args:
-        child: the command. view: where Stop is pressed. show: called twice a second, and at the end. what: the work,
-            as "The fine-tuning". wait: see `Background.wait`.
+        child: the command.
+        view: where Stop is pressed.
+        show: called twice a second, and at the end.
+        what: the work, as "The fine-tuning".
+        wait: see `Background.wait`.
 
     Raises:
-        Interrupted: it was stopped. And what `Background.wait` raises.
+        Interrupted: it was stopped.
+        FastSDError: what `Background.wait` raises.
     """
     asked, looked = 0, 0.0
 

@@ -115,7 +115,9 @@ def record_of(page: Any, *, file: str, number: int = 1, dpi: float | None = None
 
     Args:
         page: its `lines` have an outline and a baseline each; those that could not be read are left out.
-        file: name of the image's or PDF's file. number: of the page in it. dpi: dots per inch, if known.
+        file: name of the image's or PDF's file.
+        number: of the page in it.
+        dpi: dots per inch, if known.
         about: other fields of the record.
     """
     width, height = page.size

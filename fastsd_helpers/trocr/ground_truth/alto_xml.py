@@ -43,7 +43,9 @@ def _places(root: Element) -> dict[str, int]:
 
 def _read_page(page: Element, image: str, in_pixels: bool, places: dict[str, int]) -> MarkedPage:
     size = (_number(page.get("WIDTH")) or 0.0, _number(page.get("HEIGHT")) or 0.0)
-    return MarkedPage(image, size, in_order(_lines_in(page, "", (), places)), in_pixels)
+    number = page.get("PHYSICAL_IMG_NR", "")
+    lines = in_order(_lines_in(page, "", (), places))
+    return MarkedPage(image, size, lines, in_pixels, int(number[:6]) if number.isascii() and number.isdecimal() else 1)
 
 
 def _lines_in(element: Element, region: str, key: tuple[int, ...], places: dict[str, int]) -> Iterator[Placed]:

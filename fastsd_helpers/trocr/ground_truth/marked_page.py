@@ -30,12 +30,16 @@ Placed = tuple[tuple[int, ...], MarkedLine]
 
 @dataclass(frozen=True)
 class MarkedPage:
-    """One page: the image it names, its size in the units of its points (0 where it does not say), lines in order."""
+    """One page: the image it names, its size in the units of its points (0 where it does not say), lines in order.
+
+    `number` is the page's in a TIFF or PDF, from 1; of others it says nothing.
+    """
 
     image: str
     size: tuple[float, float]
     lines: tuple[MarkedLine, ...]
     in_pixels: bool = True
+    number: int = 1
 
 
 def in_order(found: Iterable[Placed]) -> tuple[MarkedLine, ...]:

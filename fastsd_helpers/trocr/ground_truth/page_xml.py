@@ -22,6 +22,7 @@ from fastsd_helpers.trocr.ground_truth.marked_page import rectangle as rectangle
 __all__ = ["read_page_xml"]
 
 _ORDER = re.compile(r"readingOrder\s*\{[^}]*?index\s*:\s*(\d+)")
+_PAGE_NUMBER = re.compile(r"pageNumber\s*\{[^}]*?value\s*:\s*(\d{1,6})")
 _LAST = 10**9
 
 
@@ -33,7 +34,8 @@ def read_page_xml(root: Element) -> list[MarkedPage]:
 def _read_page(page: Element) -> MarkedPage:
     size = (_number(page.get("imageWidth")), _number(page.get("imageHeight")))
     lines = in_order(_lines_in(page, "", (), _order_of_regions(page)))
-    return MarkedPage(page.get("imageFilename", ""), size, lines)
+    number = _PAGE_NUMBER.search(page.get("custom", ""))
+    return MarkedPage(page.get("imageFilename", ""), size, lines, number=int(number[1]) if number else 1)
 
 
 def _lines_in(element: Element, region: str, key: tuple[int, ...], places: dict[str, int]) -> Iterator[Placed]:

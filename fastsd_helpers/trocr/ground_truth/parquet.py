@@ -30,7 +30,8 @@ def rows_of_parquet(path: Path, part: str = "") -> list[Row | LeftOut]:
     """The lines of one file.
 
     Raises:
-        DependencyMissing: pyarrow is not installed. DatasetError: the file is damaged, or lacks the columns.
+        DependencyMissing: pyarrow is not installed.
+        DatasetError: the file is damaged, or lacks the columns.
     """
     state = path.stat()
     return _spooled(path, state.st_mtime_ns, state.st_size, part).rows

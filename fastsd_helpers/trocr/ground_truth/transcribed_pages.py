@@ -20,7 +20,7 @@ from fastsd_helpers.trocr.ground_truth.page_xml import read_page_xml
 from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder, plain_name
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.ground_truth.xml_file import parse_xml, root_name
-from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
+from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, open_page
 
 __all__ = ["UnpackedZip", "find_transcriptions", "rows_of_transcriptions", "unpacked"]
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 _ROOTS = {"PcGts": read_page_xml, "alto": read_alto, "ALTO": read_alto}
 _MOST_FILES, _MOST_BYTES = 20_000, 40_000_000_000
-_WANTED = (*PICTURE_SUFFIXES, ".xml", ".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+_WANTED = (*PICTURE_SUFFIXES, ".pdf", ".xml", ".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 _SAME_SHAPE = 0.02  # how far the sides' ratios of an image and its transcription may differ, of the ratio
 _LEAST_INSIDE = 0.5  # share of a line's box that must lie in the image
 
@@ -160,7 +160,7 @@ def _rows_of_page(path: Path, name: str, page: MarkedPage, finder: PictureFinder
     except FastSDError as err:
         yield LeftOut(f"{name}: {err.problem} {_counted(len(texts))} left out.", "another image", lines=len(texts))
         return
-    crops = PageCrops(picture, upright=upright)
+    crops = PageCrops(picture, upright=upright, number=page.number)
     seen: set[Any] = set()
     for number, line in enumerate(page.lines, 1):
         if not line.text.strip():
@@ -199,9 +199,11 @@ def _fit(picture: Path, page: MarkedPage) -> tuple[tuple[float, float], bool, tu
     from fastsd_helpers.images import files
 
     try:
-        with files.open_picture(picture) as opened:
-            raw = opened.size
-            orientation = opened.getexif().get(0x0112, 1)
+        if picture.suffix.lower() == ".pdf" or page.number > 1:
+            raw, orientation = open_page(picture, page.number).size, 1
+        else:
+            with files.open_picture(picture) as opened:
+                raw, orientation = opened.size, opened.getexif().get(0x0112, 1)
     except (files.PictureProblem, OSError) as err:
         raise DatasetError(f"{picture.name} cannot be opened: {err}.", "Copy it again.") from err
     sideways = (raw[1], raw[0]) if orientation >= 5 else raw

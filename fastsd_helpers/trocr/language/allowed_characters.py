@@ -44,7 +44,8 @@ def banned_tokens(tokenizer: Any, size: int, text: str, ends: tuple[int, ...]) -
     """The ids of all tokens that would write another character than those of `text`; int64, sorted.
 
     Args:
-        size: tokens of the model, which may be more than the tokenizer's. ends: ids that end a line, always allowed.
+        size: tokens of the model, which may be more than the tokenizer's.
+        ends: ids that end a line, always allowed.
 
     Raises:
         SettingsError: a character that this tokenizer cannot write, or a bad range.

@@ -79,7 +79,8 @@ def open_checkpoint(
         precision: auto, fp32, bf16, fp16 or int8; int8 here loads fp32 weights, for the caller to turn into graphs.
 
     Raises:
-        ModelError and its kin: see `model_lookup.find_folder`; SettingsError: there is no such device here.
+        ModelError: see `model_lookup.find_folder`.
+        SettingsError: there is no such device here.
     """
     folder = find_folder(ref, READER, cache_dir=cache_dir)
     config = require_reader(folder)

@@ -53,7 +53,11 @@ class Line:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Line":
-        """The line that `as_row` wrote; other keys of the row are not looked at."""
+        """The line that `as_row` wrote; other keys of the row are not looked at.
+
+        Args:
+            row: with the keys that `as_row` writes.
+        """
         tokens = tuple(Token(int(place), str(text), float(sure)) for place, text, sure in row["tokens"])
         box, polygon, baseline = (_points(row.get(name)) for name in ("box", "polygon", "baseline"))
         kind, number = row.get("region") or ("text", 1)

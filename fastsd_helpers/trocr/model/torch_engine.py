@@ -91,14 +91,16 @@ def decoder_step(
     """One token further for every beam of every line.
 
     Args:
-        decoder, head: `model.decoder.model.decoder` and `model.decoder.output_projection`.
+        decoder: `model.decoder.model.decoder`.
+        head: `model.decoder.output_projection`.
         tokens: int64 [lines, beams].
         position: [width], or [lines, beams, width] where rows differ, added to the tokens' vectors.
-        own, cross: as in DecoderState.
+        own: as in DecoderState.
+        cross: as in DecoderState.
         weights: filled, when a list is given, with each layer's attention over the image, [lines, heads, beams,
             places].
-        attend: the attention, PyTorch's or another: called with the query [rows, heads, n, d], keys and values as
-            `own` and `cross` have them, the scaling, and whether they are the image's.
+        attend: the attention, PyTorch's or another: called with the query [rows, heads, n, d], keys and values as `own`
+            and `cross` have them, the scaling, and whether they are the image's.
         append: how a step's keys and values, each [lines * beams, heads, 1, d], join a layer's `own`.
 
     Returns:

@@ -4,11 +4,12 @@ Every frame of a TIFF and every page of a PDF is an item with a name of its own.
 reported with its name and the reason; the ones after it are read all the same.
 """
 
+import contextlib
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,17 @@ from fastsd_helpers.trocr.pages.pdf import draw_pages
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["PICTURE_SUFFIXES", "Item", "gather", "list_files", "open_file", "open_frame", "open_picture", "to_rgb"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "Item",
+    "gather",
+    "list_files",
+    "open_file",
+    "open_frame",
+    "open_page",
+    "open_picture",
+    "to_rgb",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -182,6 +193,22 @@ def open_frame(path: Path, number: int) -> "Image.Image":
     return picture
 
 
+def open_page(path: Path, number: int) -> "Image.Image":
+    """Open one page of a PDF, one frame of a TIFF, or an image, whatever the number, if it is all there is.
+
+    Raises:
+        DatasetError: it cannot be used, or there is no such page.
+    """
+    if path.suffix.lower() != ".pdf":
+        return open_frame(path, number if number <= _count_frames(path) else 1)
+    with contextlib.closing(_open_pdf(path, path.name, number)) as pages:
+        item = next(pages, None)
+    if item is None or item.picture is None:
+        problem = (item.problem if item else None) or f"{path.name} has no page {number}."
+        raise DatasetError(problem, "Put the PDF there that was transcribed.")
+    return item.picture
+
+
 def _count_frames(path: Path) -> int:
     try:
         with path.open("rb") as file:
@@ -306,7 +333,7 @@ def _from_array(values: Any) -> "Image.Image":
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def _open_pdf(path: Path, name: str, first: int) -> Iterator[Item]:
+def _open_pdf(path: Path, name: str, first: int) -> Generator[Item]:
     for page in draw_pages(path, name, first=first):
         if isinstance(page.drawn, str):
             yield Item(page.name, problem=page.drawn, number=page.number)

@@ -6,7 +6,18 @@ A piece is a quadrilateral: its corners clockwise from where its writing begins,
 import math
 from dataclasses import dataclass
 
-__all__ = ["Box", "LinePlace", "Quad", "bounds_of", "height_of", "is_long", "join_pieces", "join_quads", "slope_of"]
+__all__ = [
+    "Box",
+    "LinePlace",
+    "Point",
+    "Quad",
+    "bounds_of",
+    "height_of",
+    "is_long",
+    "join_pieces",
+    "join_quads",
+    "slope_of",
+]
 
 Point = tuple[float, float]
 Quad = tuple[Point, Point, Point, Point]
@@ -46,13 +57,6 @@ class LinePlace:
     def width(self) -> float:
         """Along the line."""
         return math.dist(self.corners[0], self.corners[1])
-
-    @property
-    def outline(self) -> tuple[Point, ...]:
-        """All pieces' upper edges in the line's direction, then their lower ones back."""
-        upper = [corner for piece in self.pieces for corner in piece[:2]]
-        lower = [corner for piece in reversed(self.pieces) for corner in piece[2:]]
-        return (*upper, *lower)
 
     def reversed(self) -> "LinePlace":
         """The same place, written the other way."""

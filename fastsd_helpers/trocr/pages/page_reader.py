@@ -11,13 +11,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import needs_package
+from fastsd_helpers.errors import DatasetError, needs_package
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather
-from fastsd_helpers.trocr.pages.line_images import baseline_of, cut_line, paper_of
+from fastsd_helpers.trocr.pages.line_images import (
+    baseline_of,
+    clip_line,
+    clip_outline,
+    cut_outline,
+    outline_of,
+    paper_of,
+)
 from fastsd_helpers.trocr.pages.line_pieces import (
     Box,
     LinePlace,
+    Point,
     Quad,
     bounds_of,
     height_of,
@@ -53,6 +61,7 @@ _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
 _CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the model's confidence
 _SLOPE_FROM = 6.0  # degrees, from which lines are found better on a page that was set level
 _LITTLE_PX = 500  # an image lower than that in which nothing is found is taken for a line
+_BASELINE = 0.78  # of a line's height, until its ink is seen
 _APART = 0.3  # of the lower line's height that lines one above the other have in common at most
 
 
@@ -120,7 +129,22 @@ def read_pages(reader: Any, sources: Any, *, order: Order = "auto") -> Iterator[
 def read_page(
     reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None, order: Order = "auto"
 ) -> Page:
-    """Read one page; places of its lines are in the pixels of the image given."""
+    """Read one page; places of its lines are in the pixels of the image given.
+
+    Args:
+        reader: an open `Reader`.
+        picture: the whole page, in RGB.
+        name: of the page, for messages and results.
+        detector: finds the lines; PP-OCR's is loaded for this page when None.
+        order: columns; rows, for tables and ledgers; rtl: right to left; auto: what the boxes look like.
+
+    Returns:
+        Its lines in reading order, each with text, confidence and the four corners of its box in pixels (x to the
+        right, y down), and the angle by which the page was turned.
+
+    Raises:
+        DependencyMissing: rapidocr, which finds the lines, is not installed.
+    """
     return cut_lines(reader, picture, name=name, detector=detector, order=order)[0]
 
 
@@ -136,7 +160,8 @@ def cut_lines(
     """Read one page, and give the image of each of its lines too, cut out of the page and set level.
 
     Args:
-        reader: a Reader. picture: RGB.
+        reader: a Reader.
+        picture: RGB.
         order: columns, rows (tables and ledgers), rtl, or auto: what the page looks like.
         or_line: it may be a single line; then it is read as one, uncut.
     """
@@ -147,27 +172,62 @@ def cut_lines(
         return Page(name, (line,), 0.0, picture.size), [picture]
     upright, quarter, quads = _stand_up(reader, picture, detector, found)
     slope = slope_of(quads)
-    level, turned = upright, 0.0
+    sheet = _Sheet(picture, upright.size, quarter)
     if abs(slope) >= _SLOPE_FROM:
         from PIL import Image
 
         level = upright.rotate(slope, resample=Image.Resampling.BICUBIC, expand=True, fillcolor=paper_of(upright))
-        quads, turned = find_lines(level, detector), slope
-    placed = _read_places(reader, level, join_quads(quads), name)
+        quads, sheet = find_lines(level, detector), _Sheet(picture, upright.size, quarter, level.size, slope)
+    placed = _read_places(reader, sheet, join_quads(quads), name)
     lines: list[Line] = []
     crops = []
-    for line, place, crop, base, region in _in_order(placed, slope_of(quads), order):
-
-        def back(points: Any) -> tuple[tuple[float, float], ...]:
-            points = [turn_back(point, level.size, upright.size, turned) for point in points]
-            points = [turn_back(point, upright.size, picture.size, quarter) for point in points]
-            return tuple((round(x, 1), round(y, 1)) for x, y in points)
-
+    for (line, place, cut), region in _in_order(placed, slope_of(quads), order):
         label = f"{name}, line {len(lines) + 1}"
-        lines.append(replace(line, name=label, box=back(place.corners), polygon=back(place.outline),
-                             baseline=back(_baseline(place, base)), region=region))  # fmt: skip
-        crops.append(crop)
+        box = tuple((round(x, 1), round(y, 1)) for x, y in sheet.back(place.corners))
+        lines.append(replace(line, name=label, box=box, polygon=cut.outline, baseline=cut.baseline, region=region))
+        crops.append(cut.picture)
     return Page(name, tuple(lines), round(quarter + slope, 2), picture.size), crops
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A line as it was cut out of the image given: in whole pixels of that, as files have them."""
+
+    outline: tuple[tuple[int, int], ...]
+    baseline: tuple[tuple[int, int], ...]
+    picture: "Image.Image"
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A page's image as it was given, and how it was turned to find its lines: by quarters, then until level."""
+
+    picture: "Image.Image"
+    upright: tuple[int, int]  # its size, turned by quarters
+    quarter: float = 0.0
+    level: tuple[int, int] = (0, 0)
+    slope: float = 0.0
+
+    def back(self, points: Any) -> tuple[Point, ...]:
+        """Points of the turned page on the image as it was given."""
+        level = [turn_back(point, self.level, self.upright, self.slope) for point in points]
+        return tuple(turn_back(point, self.upright, self.picture.size, self.quarter) for point in level)
+
+    def cut(self, place: LinePlace) -> _Cut | None:
+        """Cut a line out of the image as it was given, once resampled at most; None where nothing of it lies there."""
+        size = self.picture.size
+        outline = clip_outline(self.back(outline_of(place)), size)
+        try:
+            # Where its letters stand does not change which way it runs, except by what whole pixels round off.
+            usual = clip_line(self.back(_baseline(place, _BASELINE)), size)
+            picture = cut_outline(self.picture, outline, usual)
+            # The image has a margin around the place.
+            pad = (picture.height - place.height) / 2
+            part = (baseline_of(picture) * picture.height - pad) / max(1.0, place.height)
+            found = clip_line(self.back(_baseline(place, part)), size)
+            return _Cut(outline, found, cut_outline(self.picture, outline, found))
+        except DatasetError:
+            return None
 
 
 def _is_line(quads: list[Quad], picture: "Image.Image") -> bool:
@@ -192,31 +252,28 @@ def _are_apart(one: Box, other: Box) -> bool:
     return common < _APART * min(one[3] - one[1], other[3] - other[1])
 
 
-_Placed = tuple[Line, LinePlace, "Image.Image", float]
+_Placed = tuple[Line, LinePlace, _Cut]
 
 
-def _read_places(reader: Any, page: "Image.Image", places: list[LinePlace], name: str) -> list[_Placed]:
+def _read_places(reader: Any, sheet: _Sheet, places: list[LinePlace], name: str) -> list[_Placed]:
     """Read lines where they lie; of those that run up or down the page, the way that the reader is surer of."""
-    paper = paper_of(page) if places else (255, 255, 255)
     tries = [way for place in places for way in ([place, place.reversed()] if place.turned else [place])]
-    cuts = [cut_line(page, place, paper) for place in tries]
-    read = reader.read([Item(name, cut) for cut in cuts]) if cuts else []
+    cuts = [(place, cut) for place in tries if (cut := sheet.cut(place)) is not None]
+    read = reader.read([Item(name, cut.picture) for _place, cut in cuts]) if cuts else []
     best: dict[frozenset[Any], _Placed] = {}
-    for line, place, cut in zip(read, tries, cuts, strict=True):
+    for line, (place, cut) in zip(read, cuts, strict=True):
         key = frozenset(place.corners)  # both ways round
         if key not in best or line.confidence > best[key][0].confidence:
-            best[key] = line, place, cut, baseline_of(cut)
+            best[key] = line, place, cut
     return list(best.values())
 
 
-def _in_order(
-    placed: list[_Placed], slope: float, order: Order
-) -> "Iterator[tuple[Line, LinePlace, Image.Image, float, tuple[str, int]]]":
+def _in_order(placed: list[_Placed], slope: float, order: Order) -> Iterator[tuple[_Placed, tuple[str, int]]]:
     """The lines in reading order, each with its region: (text or margin, number from 1)."""
     turn = math.radians(-slope)
     cos, sin = math.cos(turn), math.sin(turn)
     boxes: list[Box] = []
-    for _line, place, _cut, _base in placed:
+    for _line, place, _cut in placed:
         left, top, right, bottom = bounds_of([(x * cos + y * sin, y * cos - x * sin) for x, y in place.corners])
         boxes.append((left, top, right, bottom + 1e-6 * len(boxes)))  # so that no two are the same
     owners = dict(zip(boxes, placed, strict=True))
@@ -229,7 +286,7 @@ def _in_order(
     regions += [("margin", [box]) for box in beside]
     for number, (kind, group) in enumerate(regions, 1):
         for box in group:
-            yield *owners[box], (kind, number)
+            yield owners[box], (kind, number)
 
 
 def _baseline(place: LinePlace, part: float) -> list[tuple[float, float]]:
@@ -294,7 +351,8 @@ def _stand_up(
         pages.append(picture.rotate(angle, expand=True) if angle else picture)
         found.append(find_lines(pages[-1], detector) if angle else quads)
         longest = sorted(join_quads(found[-1]), key=lambda place: -place.width)[:_SAMPLE]
-        samples.append([cut_line(pages[-1], place, paper_of(picture)) for place in longest if not place.turned])
+        cuts = (_Sheet(pages[-1], pages[-1].size).cut(place) for place in longest if not place.turned)
+        samples.append([cut.picture for cut in cuts if cut is not None])
     first, other = (_upright_votes(crops, detector) for crops in samples)
     if abs(first - other) < _CLEAR:
         read = [reader.read([Item("sample", crop) for crop in crops]) for crops in samples]

@@ -82,7 +82,8 @@ def regions_of(boxes: list[Box], order: Order = "columns") -> list[tuple[str, li
     """Divide a page into (text or margin, boxes in reading order); notes in a margin come after the text.
 
     Args:
-        boxes: left, top, right, bottom of its lines. order: not auto, which needs what the lines say.
+        boxes: left, top, right, bottom of its lines.
+        order: not auto, which needs what the lines say.
     """
     if order == "rows":
         return [("text", _rows(boxes))] if boxes else []

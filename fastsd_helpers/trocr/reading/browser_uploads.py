@@ -37,7 +37,8 @@ def unpack_upload(name: str, data: bytes, left_out: list[str]) -> Iterator[tuple
     of one folder stay together.
 
     Args:
-        name, data: as the browser sent them; both may be hostile.
+        name: as the browser sent it; it may be hostile.
+        data: as the browser sent it; it may be hostile.
         left_out: gets a sentence for everything that is not given, or whose name was guessed.
     """
     if PurePosixPath(name.replace("\\", "/")).suffix.lower() != ".zip":

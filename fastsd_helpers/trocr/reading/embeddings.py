@@ -30,7 +30,9 @@ def write_embeddings(
     """Embed images of lines and write `embeddings.safetensors` and `index.csv` (row, name) into the folder `out`.
 
     Args:
-        reader, images, pool: see `Reader.embed`.
+        reader: see `Reader.embed`.
+        images: see `Reader.embed`.
+        pool: see `Reader.embed`.
         progress: called after each image with how many are done.
 
     Raises:

@@ -83,7 +83,8 @@ def read_folder(
         out: folder for parts/ and the joined lines.<format>; made when absent.
         shard: (number from 0, how many) of this process.
         format: of the joined file, one of FORMATS.
-        pages: auto (each image is looked at), pages or lines. order: of a page's lines, see `cut_lines`.
+        pages: auto (each image is looked at), pages or lines.
+        order: of a page's lines, see `cut_lines`.
         progress: called with (images done, all) after each part.
 
     Writes one file per part under its own name, once. Raises DatasetError when there are no images; SettingsError

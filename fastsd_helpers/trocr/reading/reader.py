@@ -121,7 +121,8 @@ class Reader:
         allowed_characters: see ReadConfig.
 
     Raises:
-        SettingsError: a setting out of range; ModelError and its kin: the model cannot be opened.
+        SettingsError: a setting out of range.
+        ModelError: the model cannot be opened.
     """
 
     def __init__(
@@ -193,6 +194,13 @@ class Reader:
 
         Memory stays bounded whatever the number of images, and their size: each is made small as soon as it is open,
         and 8 batches of small ones are held at a time.
+
+        Args:
+            images: as for `read`.
+            progress: called with the number of lines done, after every batch.
+
+        Yields:
+            One Line per image, in the order given.
         """
         done = 0
         with ThreadPoolExecutor(_OPENERS, thread_name_prefix="fastsd-pictures") as pool:
@@ -307,6 +315,13 @@ class Reader:
 
     def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
         """Give (item, float32 [tokens, width]) one by one; None for an image that cannot be used.
+
+        Args:
+            images: as for `read`.
+            pool: as for `embed`.
+
+        Yields:
+            Each item with its vectors.
 
         Raises:
             SettingsError: a `pool` that does not exist.

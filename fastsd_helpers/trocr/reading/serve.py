@@ -106,8 +106,9 @@ def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) ->
     """Refuse settings with which the page cannot be served or shared here, before its model is loaded.
 
     Raises:
-        SettingsError: a user or password that no login can have. DependencyMissing: gradio is not installed. And what
-            `tunnels.require_shareable` raises.
+        SettingsError: a user or password that no login can have.
+        DependencyMissing: gradio is not installed.
+        FastSDError: what `tunnels.require_shareable` raises.
     """
     import_gradio(*_NEEDS)
     link = _link(config, tunnel)
@@ -135,7 +136,8 @@ def serve(reader: Any, config: ServeConfig | None = None, *, tunnel: TunnelConfi
         tunnel: settings of the public link; kind, user and password are those of `config`.
 
     Raises:
-        SettingsError: the port is taken. And what `require_servable` raises.
+        SettingsError: the port is taken.
+        FastSDError: what `require_servable` raises.
     """
     config = config or ServeConfig()
     require_servable(config, tunnel)

@@ -82,8 +82,9 @@ class ReadingSession:
         folder: made when absent.
 
     Raises:
-        SessionError: a name that cannot be a folder's. DriveError: it cannot be written. SessionDamaged: its files
-        hold no JSON.
+        SessionError: a name that cannot be a folder's.
+        DriveError: it cannot be written.
+        SessionDamaged: its files hold no JSON.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -215,7 +216,8 @@ class ReadingSession:
         short: after every page, or 256 lines, what is known is written to reading.jsonl.
 
         Raises:
-            DatasetError: nothing there. DependencyMissing: a page, and rapidocr is not installed.
+            DatasetError: nothing there.
+            DependencyMissing: a page, and rapidocr is not installed.
         """
         by, by_place = fingerprint(reader, pages), fingerprint_by_place(reader, pages)
         journal = self._load_rows(_JOURNAL)
@@ -305,7 +307,8 @@ class ReadingSession:
         """Read the built-in sample lines; their text is known, so it is put where corrections are.
 
         Args:
-            reader: a Reader. watched: `progress` and `between`, as of `read`.
+            reader: a Reader.
+            watched: `progress` and `between`, as of `read`.
 
         Raises:
             DatasetError: this installation has no samples.

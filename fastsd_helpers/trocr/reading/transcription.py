@@ -88,8 +88,9 @@ def transcribe(
         progress: called with the number of pages done.
 
     Raises:
-        DatasetError: there is nothing to read. SettingsError: `out` holds the results of another reader or other
-        settings. DependencyMissing: a package for a format, or for finding lines, is not installed.
+        DatasetError: there is nothing to read.
+        SettingsError: `out` holds the results of another reader or other settings.
+        DependencyMissing: a package for a format, or for finding lines, is not installed.
     """
     config = config or TranscribeConfig()
     require_formats(config.formats)

@@ -163,11 +163,13 @@ def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Co
     """Read the same lines with two models, one after the other, and compare.
 
     Args:
-        before, after: key, folder or Hub id.
+        before: key, folder or Hub id.
+        after: key, folder or Hub id.
         lines: whose text is known; none of them should have been learned from.
 
     Raises:
-        DatasetError: no image can be read. ModelError and its kin: a model cannot be opened.
+        DatasetError: no image can be read.
+        ModelError: a model cannot be opened.
     """
     pictures = [line.picture for line in lines.lines]
     read = [Reader(model).read(pictures) for model in (before, after)]

@@ -64,7 +64,8 @@ def score_lines(truths: Sequence[str], readings: Sequence[str], *, seed: int = 0
     """Compare readings with the truth, line by line.
 
     Args:
-        truths, readings: of the same length, in the same order.
+        truths: the right texts.
+        readings: what was read, as many and in the same order.
         seed: of the bootstrap resamples.
 
     Raises:

@@ -26,7 +26,8 @@ def write_report(path: Path, result: Evaluation, lines: LineSet, *, title: str) 
     """Write the report; everything is in the one file, which needs no network and runs no script.
 
     Args:
-        result: of `lines`. title: what was read, and with what.
+        result: of `lines`.
+        title: what was read, and with what.
     """
     cer, wer = result.scores.cer, result.scores.wer
     parts = [

@@ -152,7 +152,8 @@ def choose_run(
         start_over: begin at step 0, whatever is there; a finished run's model is kept.
 
     Raises:
-        DatasetError: there is nothing to learn from. And what `split_lines` raises.
+        DatasetError: there is nothing to learn from.
+        FastSDError: what `split_lines` raises.
     """
     pending = open_run(session)
     if pending is not None and pending.find() is not None:

@@ -30,7 +30,15 @@ class Login:
     password: str = field(repr=False)
 
     def matches(self, user: str, password: str) -> bool:
-        """Compare both in a time that does not tell where they differ."""
+        """Compare both in a time that does not tell where they differ.
+
+        Args:
+            user: as typed.
+            password: as typed.
+
+        Returns:
+            True when both are right.
+        """
         same_user = hmac.compare_digest(_bytes(user), _bytes(self.user))
         same_password = hmac.compare_digest(_bytes(password), _bytes(self.password))
         return same_user and same_password
@@ -60,6 +68,13 @@ def _bytes(text: str) -> bytes:
 def make_login(user: str = "fastsd", password: str = "") -> Login:
     """Check a user name and a password, or make up a password when it is empty.
 
+    Args:
+        user: its name.
+        password: 8 characters or more; empty: one is made up, of 79 bits.
+
+    Returns:
+        The login.
+
     Raises:
         SettingsError: what web UIs cannot take: a blank, comma, colon, quote or control character in either, or a
             password under 8 characters.
@@ -86,6 +101,10 @@ def choose_login(user: str = "fastsd", password: str | None = None) -> Login:
     """The login of a link or a page: with `password`, else with FASTSD_PASSWORD, else with one made up.
 
     FASTSD_PASSWORD comes from the environment or the secrets of Colab or Kaggle.
+
+    Args:
+        user: its name.
+        password: 8 characters or more; None: as above.
 
     Raises:
         SettingsError: what `make_login` does not take.
@@ -118,7 +137,8 @@ class LoginLimiter:
       that a right one would have to wait for.
 
     Args:
-        per_address, overall: wrong tries looked at within `window_s` seconds.
+        per_address: wrong tries looked at within `window_s` seconds.
+        overall: wrong tries looked at within `window_s` seconds.
         now: the clock, in seconds.
     """
 

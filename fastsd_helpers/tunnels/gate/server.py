@@ -51,6 +51,9 @@ def open_gate(
         address_header: the header in which the service in front says the visitor's address, such as
             "CF-Connecting-IP"; None: no service vouches for one.
 
+    Returns:
+        The gate, with its `port` and `url`, open until `close`.
+
     Raises:
         DependencyMissing: aiohttp is not installed.
         TunnelError: it could not listen.
@@ -92,11 +95,18 @@ class Gate:
         """Say the link's public address: where its own page comes from, and what the server behind it is told.
 
         Over https the cookie is for https alone.
+
+        Args:
+            url: with its https:// or http://; None: only the gate's own.
         """
         self._proxy.public_url = self._entrance.public_url = url
 
     def set_address_header(self, name: str | None) -> None:
-        """Say in which header the service that is in front now tells the visitor's address; None: in none."""
+        """Say in which header the service that is in front now tells the visitor's address; None: in none.
+
+        Args:
+            name: such as "CF-Connecting-IP".
+        """
         self._entrance.address_header = name
 
     def forget_upstream_login(self) -> None:

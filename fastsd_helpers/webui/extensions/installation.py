@@ -49,6 +49,12 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     Killed and run again it goes on where it was: what is whole already is only looked at. Writes `install.log` in the
     folder of logs, and `installed.json` when all is done.
 
+    Args:
+        config: which one, where, with which extensions; the defaults when None.
+
+    Returns:
+        Its folders, the commits of its code, its extensions, and the seconds it took.
+
     Raises:
         WebUIError: the code was not downloaded.
         InstallError: the environment could not be made.

@@ -78,7 +78,8 @@ def read_kept(places: Places) -> list[KeptExtension]:
     """The list of the store; empty when nothing was ever kept.
 
     Raises:
-        WebUIError: it cannot be read, or has something that is not an extension. DriveError: the store does not answer.
+        WebUIError: it cannot be read, or has something that is not an extension.
+        DriveError: the store does not answer.
     """
     path = places.kept_extensions / "list.json"
     with file_errors(path, "read"):

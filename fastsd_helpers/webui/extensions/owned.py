@@ -36,7 +36,8 @@ class OwnExtensions:
         switched_off: name -> why it does not run.
 
     Raises:
-        SettingsError: one to be taken out is none of them. WebUIError: the list in the store is damaged.
+        SettingsError: one to be taken out is none of them.
+        WebUIError: the list in the store is damaged.
     """
 
     def __init__(self, ui: WebUI, places: Places, config: InstallConfig) -> None:

@@ -51,7 +51,8 @@ def require_runs(found: ModelFile, ui: WebUI, name: str) -> None:
     """Refuse a file of a family that a web UI does not run: a base model, or a LoRA, VAE, ControlNet for one.
 
     Raises:
-        WebUIError, ModelError: with the web UIs that do.
+        WebUIError: with the web UIs that do.
+        ModelError: with the web UIs that do.
     """
     if found.foreign and not ui.runs_others:
         raise WebUIError(f"{name} is {found.what}.", f"{ui.title} runs models of {', '.join(ui.families)}.")

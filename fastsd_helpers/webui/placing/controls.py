@@ -49,7 +49,13 @@ def place_controlnets(
     """Fetch a ControlNet for each task of the settings.
 
     Args:
+        config: the base model and the tasks.
+        ui: the web UI, as `find_ui` gives it.
+        places: its folders, as `find_places` gives them.
         family: of the base model that is used, for base "auto"; Stable Diffusion 1.5 when None.
+
+    Returns:
+        Where each is, in the order of the tasks.
 
     Raises:
         FastSDError: what `place_controlnet` raises.
@@ -81,6 +87,11 @@ def place_controlnet(base: str | None, task: str, ui: WebUI, places: Places) -> 
     Args:
         base: a registry key or a family; None only with a row's key, a file or a link.
         task: a task, a row's key (sd15-canny), a file, a link or a Hub id.
+        ui: the web UI, as `find_ui` gives it.
+        places: its folders, as `find_places` gives them.
+
+    Returns:
+        Where it is, and how it came there.
 
     Raises:
         ModelError: it does not go together with this base or this UI; the hint says what does.

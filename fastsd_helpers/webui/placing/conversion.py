@@ -45,7 +45,8 @@ def from_folder(name: Name, kind: str, title: str, ui: WebUI, store: Path) -> tu
     """One file of a folder or repository: a whole pipeline is converted, of anything else its only weights are taken.
 
     Args:
-        kind: of model, or auto. title: what a file is called that has no name of its own.
+        kind: of model, or auto.
+        title: what a file is called that has no name of its own.
 
     Returns:
         The file, and how it came.

@@ -85,7 +85,8 @@ def look_at(path: Path) -> ModelFile:
     """Look into a model file; tensors are not read, and nothing in it is run.
 
     Raises:
-        ModelError: it is not a model file: a page, text, a pointer, empty, truncated. UnsafeModel: it could run code.
+        ModelError: it is not a model file: a page, text, a pointer, empty, truncated.
+        UnsafeModel: it could run code.
     """
     if path.suffix.lower() not in ENDINGS:
         raise ModelError(f"{path} is not a model file.", f"Give a file that ends in {', '.join(ENDINGS)}.")

@@ -75,6 +75,15 @@ def place_models(
 
     With "auto" nothing is fetched while the store has a base model; an empty one gets Stable Diffusion 1.5.
 
+    Args:
+        config: base model, LoRA, VAE and others.
+        ui: the web UI, as `find_ui` gives it.
+        places: its folders, as `find_places` gives them.
+        machine: decides the sizes; this machine when None.
+
+    Returns:
+        Where each is.
+
     Raises:
         FastSDError: what `place` raises; what was placed before stays.
     """
@@ -148,7 +157,17 @@ def listed(text: str) -> list[str]:
 
 
 def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint") -> PlacedModel:
-    """Put a model where a web UI looks for it; as `place`, whose first file of that kind is given."""
+    """Put a model where a web UI looks for it; as `place`, whose first file of that kind is given.
+
+    Args:
+        ref: as for `place`.
+        ui: the web UI, as `find_ui` gives it.
+        places: its folders, as `find_places` gives them.
+        kind: a key of KINDS.
+
+    Returns:
+        Where that file is.
+    """
     placed = place(ref, ui, places, kind=kind)
     wanted = BASE_KINDS if kind == "checkpoint" else (kind,)
     return next((model for model in placed if model.kind in wanted), placed[0])
@@ -169,6 +188,8 @@ def place(
     Args:
         ref: a registry key, a file, a Diffusers folder, a link, a Hub id, or the name or folder of a DreamBooth
             session: its finished model, or its LoRA with the base model.
+        ui: the web UI, as `find_ui` gives it.
+        places: its folders, as `find_places` gives them.
         kind: a key of KINDS, checkpoint meaning any base model; auto: what it is.
         machine: decides the sizes; this machine when None.
         t5: T5 precision: dtype of Flux's large text encoder: auto, fp8 or fp16.

@@ -15,6 +15,7 @@ from fastsd_helpers.model_lookup import Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, detect_family, find_model, models
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session, find_session
+from fastsd_helpers.sessions.folders import models_in
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine
 from fastsd_helpers.webui.places import Places, require_folder, store_folder
@@ -84,8 +85,10 @@ def find_needed(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        ModelNotFound, ModelError: it names nothing, or something of another kind. WebUIError: this web UI does not run
-        its family, or has no folder for its kind. SessionUnfinished: the session has made nothing yet.
+        ModelNotFound: it names nothing, or something of another kind.
+        ModelError: it names nothing, or something of another kind.
+        WebUIError: this web UI does not run its family, or has no folder for its kind.
+        SessionUnfinished: the session has made nothing yet.
     """
     if kind != "auto":
         require_folder(ui, kind)
@@ -255,10 +258,7 @@ def _of_session(
     session: Session, ui: WebUI, places: Places, machine: Machine, kind: str, t5: str, root: Path | str | None
 ) -> Needed:
     newest = session.finished_model()
-    made = sorted(
-        (path for path in session.exports.glob("*.safetensors") if not path.name.startswith(".")),
-        key=lambda path: -path.stat().st_mtime,
-    )
+    made = sorted(models_in(session.exports), key=lambda path: -path.stat().st_mtime)
     fitting = [path for path in made if kind != "auto" and _is_kind(path, kind)]
     file = _local((fitting or [newest])[0].absolute(), "auto", ui, "linked")
     if file.kind != "lora":

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DriveError, WebUICrashed
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.tunnels import Login, Tunnel
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.extensions.kept import keep_settings
@@ -80,6 +81,9 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
         ui: its key.
         folder: as at its start.
         store: as at its start.
+
+    Returns:
+        The web UI, with its port and login, or None.
     """
     spec = find_ui(ui)
     places = find_places(spec, folder=folder, store=store)
@@ -92,7 +96,11 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
 
 
 def find_link(running: Any) -> BackgroundLink | None:
-    """The link that a process of its own holds for a running web UI; None when there is none. It has the login."""
+    """The link that a process of its own holds for a running web UI; None when there is none. It has the login.
+
+    Args:
+        running: the web UI, as `find_running` or `launch` gives it.
+    """
     link = read_link(running.places.run)
     return link.with_login(running.login) if link is not None else None
 
@@ -106,27 +114,45 @@ def note_run(running: Any, **about: Any) -> None:
 
 def read_note(running: Any) -> dict[str, Any]:
     """What `note_run` kept of this very run; nothing of an earlier one."""
-    try:
-        noted = json.loads((running.places.run / "note.json").read_text(encoding="utf-8"))
-        same = (noted["pid"], noted["started"]) == (running.state.pid, running.state.started)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-    return noted if same else {}
+    noted = read_object(running.places.run / "note.json")
+    same = noted.get("pid"), noted.get("started")
+    return noted if same == (running.state.pid, running.state.started) else {}
 
 
 def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
-    """What was started last of this web UI, and whether it still runs."""
+    """What was started last of this web UI, and whether it still runs.
+
+    Args:
+        ui: its key: a1111, forge-neo or comfyui.
+        folder: the folder of code and environments; left alone, the usual place.
+        store: the data directory; left alone, the usual place.
+    """
     state = read_run(find_places(find_ui(ui), folder=folder, store=store).run)
     return state, state is not None and is_running(state)
 
 
 def background_link(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> BackgroundLink | None:
-    """The link that `share_in_background` made of this web UI, at its present address; None when there is none."""
+    """The link that `share_in_background` made of this web UI, at its present address; None when there is none.
+
+    Args:
+        ui: its key: a1111, forge-neo or comfyui.
+        folder: the folder of code and environments; left alone, the usual place.
+        store: the data directory; left alone, the usual place.
+    """
     return read_link(find_places(find_ui(ui), folder=folder, store=store).run)
 
 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
-    """Stop this web UI, whoever started it; False when it is not running."""
+    """Stop this web UI, whoever started it; False when it is not running.
+
+    Args:
+        ui: its key: a1111, forge-neo or comfyui.
+        folder: the folder of code and environments; left alone, the usual place.
+        store: the data directory; left alone, the usual place.
+
+    Returns:
+        Whether it was running.
+    """
     places = find_places(find_ui(ui), folder=folder, store=store)
     state = read_run(places.run)
     if state is None or not is_running(state):

@@ -91,7 +91,8 @@ def plan_launch(
         login: user and password of the UI itself.
 
     Raises:
-        WebUIError: this UI does not run the family. DriveError: the store does not answer.
+        WebUIError: this UI does not run the family.
+        DriveError: the store does not answer.
     """
     chosen, reasons = choose_flags(
         ui,

@@ -30,6 +30,10 @@ class Kept:
 def list_kept(places: Places, ui: WebUI) -> list[Kept]:
     """Everything a web UI keeps: each model in the store, all images together, and the program; largest first.
 
+    Args:
+        places: its folders, as `find_places` gives them.
+        ui: the web UI, as `find_ui` gives it.
+
     Raises:
         DriveError: the store does not answer.
     """
@@ -54,6 +58,13 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
 
 def delete_kept(item: Kept, places: Places) -> int:
     """Delete one thing; the bytes that were freed. A model's .yaml goes with it; the program can be installed again.
+
+    Args:
+        item: one of those that `list_kept` gives.
+        places: its folders, as `find_places` gives them.
+
+    Returns:
+        Bytes that were freed.
 
     Raises:
         WebUIError: the program runs.

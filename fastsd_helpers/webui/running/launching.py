@@ -68,6 +68,7 @@ def plan(
     """What `launch` would start: files, command, environment and reasons; nothing is fetched, written or started.
 
     Args:
+        config: as for `launch`.
         machine: another machine than this one, such as one of `flags.GPUS`; its RAM counts too.
         family: of the model; found out from `config.model`, or from what is in the store, when None.
         root: where sessions lie; None: the usual place.
@@ -110,9 +111,13 @@ def launch(
     It is not asked over HTTP before its log says that it may be: AUTOMATIC1111 ends when a request comes too early.
 
     Args:
+        config: which one, its model, port and flags; the defaults when None.
         show: called with each line of its log while it starts.
         machine: what decides the sizes and flags; this machine when None.
         root: where sessions lie; None: the usual place.
+
+    Returns:
+        The web UI that answers, with `port`, `login`, and whether its model was loaded; it runs until `stop`.
 
     Raises:
         WebUINotInstalled: nothing is installed.
@@ -290,7 +295,14 @@ class RunningUI(LocalUI):
         return self._problem[1]
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
+        """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds.
+
+        Args:
+            timeout_s: None: for as long as it runs.
+
+        Returns:
+            The exit code, or None.
+        """
         return self._started.wait(timeout_s)
 
     def stop(self) -> None:
@@ -338,6 +350,14 @@ def share(running: LocalUI, config: TunnelConfig | None = None, **more: Any) -> 
 
     Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
     The paths that administer it are closed for all, unless it was started with allow_admin.
+
+    Args:
+        running: the web UI, as `launch` or `find_running` gives it.
+        config: kind and minutes of the link; the defaults when None.
+        **more: what else `open_tunnel` takes.
+
+    Returns:
+        The link, open until `close`.
     """
     upstream = running.login if running.ui.has_login else None
     found = find_at_port(running.port)
@@ -356,6 +376,10 @@ def _closed_of(ui: WebUI, *, admin: bool) -> Sequence[ClosedPath]:
 def share_in_background(running: LocalUI, config: TunnelConfig | None = None) -> BackgroundLink:
     """As `share`, but another process holds the link, which so outlives this one; `stop` ends it with the web UI.
 
+    Args:
+        running: the web UI, as `launch` or `find_running` gives it.
+        config: kind and minutes of the link; the defaults when None.
+
     Raises:
         TunnelError: no service gave a link.
     """
@@ -372,6 +396,9 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tu
         port: where it listens, on 127.0.0.1.
         config: as for `open_tunnel`, which says what is raised.
         more: as for `open_tunnel`, which says what is raised.
+
+    Returns:
+        The link, open until `close`.
     """
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)
