@@ -17,10 +17,10 @@ from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
+from fastsd_helpers.processes import count_gpus
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import (
     Device,
-    count_gpus,
     describe_device,
     host_memory_bytes,
     install_command,

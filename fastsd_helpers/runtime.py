@@ -31,7 +31,6 @@ __all__ = [
     "Device",
     "choose_waiting",
     "colab_link",
-    "count_gpus",
     "describe_cpu",
     "describe_device",
     "end_runtime",
@@ -297,15 +296,6 @@ def describe_device() -> Device:
     return describe_cpu(reason)
 
 
-def count_gpus() -> int:
-    """How many CUDA GPUs there are for processes of one each; 0 without one, and without torch."""
-    try:
-        import torch
-    except ImportError:
-        return 0
-    return torch.cuda.device_count()
-
-
 def describe_cpu(reason: str) -> Device:
     """Describe the processor itself, whatever GPU is there; `reason` is why it is the one to use."""
     return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
@@ -503,8 +493,7 @@ def fault_point(name: str) -> None:
     wanted = os.environ.get("FASTSD_FAULT")
     if not wanted:
         return
-    rank = os.environ.get("RANK", "0")
-    name = name if rank == "0" else f"{name}@{rank}"
+    name += f"@{rank}" if (rank := os.environ.get("RANK", "0")) != "0" else ""
     with _passings_lock:
         _passings[name] += 1
         if wanted == f"{name}:{_passings[name]}":

@@ -22,7 +22,17 @@ from fastsd_helpers.processes.identity import LocalProcess
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LOST", "OWN_THREADS", "PLACE", "Ranks", "rank_here", "take_place", "watched_over", "world_here"]
+__all__ = [
+    "LOST",
+    "OWN_THREADS",
+    "PLACE",
+    "Ranks",
+    "count_gpus",
+    "rank_here",
+    "take_place",
+    "watched_over",
+    "world_here",
+]
 
 Found = TypeVar("Found")
 
@@ -46,6 +56,15 @@ def world_here() -> int:
 def rank_here() -> int:
     """This process's number among them, from 0."""
     return int(os.environ["RANK"]) if world_here() > 1 else 0
+
+
+def count_gpus() -> int:
+    """How many CUDA GPUs there are for processes of one each; 0 without one, and without torch."""
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
 
 
 def watched_over() -> Path | None:

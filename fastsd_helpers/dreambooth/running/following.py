@@ -129,6 +129,6 @@ def rate_at(config: PlannedConfig, leg: Leg, own: int) -> float:
 
 
 def due_after(config: PlannedConfig, leg: Leg, finished: int) -> tuple[bool, bool]:
-    """Whether samples, and whether a checkpoint, are due after so many steps of a leg."""
+    """Whether samples, and whether a checkpoint, are due once that number of a leg's steps is finished."""
     to_sample = config.sample_every > 0 and finished % config.sample_every == 0
     return to_sample, finished == leg.steps or (config.save_every > 0 and finished % config.save_every == 0)

@@ -7,8 +7,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.training.beginning import require_share
 from fastsd_helpers.dreambooth.training.segments import segments_in
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.processes import world_here
-from fastsd_helpers.runtime import count_gpus
+from fastsd_helpers.processes import count_gpus, world_here
 from fastsd_helpers.sessions import Session
 
 __all__ = ["Processes", "choose_processes"]
