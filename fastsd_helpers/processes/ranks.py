@@ -194,7 +194,7 @@ class Ranks:
 
         Args:
             sums: None before the first addition; filled.
-            own: what this process adds; None where there is nothing, in all of them alike.
+            own: what this process adds; None where there is nothing, in all of them alike. It is used up.
         """
         places = [index for index, tensor in enumerate(own) if tensor is not None]
         chunk: list[int] = []
@@ -217,7 +217,10 @@ class Ranks:
         for row in rows:
             for index, part, tensor in zip(chunk, row.split([t.numel() for t in tensors]), tensors, strict=True):
                 total = sums[index]
-                sums[index] = part.view_as(tensor).clone() if total is None else total.add_(part.view_as(tensor))
+                if total is None:  # kept in place of what was added: no more memory, and the same order in it
+                    sums[index] = tensor.copy_(part.view_as(tensor))
+                else:
+                    total.add_(part.view_as(tensor))
 
 
 @contextlib.contextmanager

@@ -187,7 +187,9 @@ class _Run:
         self.generation, passed_over = self.store.newest()
         for sentence in passed_over:
             self.say(sentence)
-        self.device = weakest_device(self.ranks)
+        self.device, differing = weakest_device(self.ranks)
+        if differing:
+            self.say(differing)
         self.start: Start = find_start(
             config,
             session,

@@ -103,13 +103,20 @@ def _base_here(start: Start) -> BaseModel:
 # --------------------------------------------------------------------------------------------- what all of them do
 
 
-def weakest_device(ranks: Ranks) -> Device:
-    """What every process's device can do, so that one choice of settings suits all of them."""
+def weakest_device(ranks: Ranks) -> tuple[Device, str]:
+    """What every process's device can do, so that one choice of settings suits all; with a sentence if they differ."""
     found = ranks.gather(describe_device())
     least = min(found, key=lambda device: device.memory_bytes)
+    most = max(found, key=lambda device: device.memory_bytes)
     names = list(dict.fromkeys(device.name for device in found))
+    said = ""
+    if len(names) > 1 or least.memory_bytes < 0.9 * most.memory_bytes:
+        said = (
+            f"The GPUs differ: settings are chosen for the smallest, {least.name} with {least.memory_gib:.0f} GiB; "
+            "each step takes as long as the slowest of them."
+        )
     has_bf16 = all(device.has_bf16 for device in found)
-    return replace(least, name=" and ".join(names), has_bf16=has_bf16)
+    return replace(least, name=" and ".join(names), has_bf16=has_bf16), said
 
 
 def load_learned(context: TrainingContext, start: Start, generation: Generation) -> None:

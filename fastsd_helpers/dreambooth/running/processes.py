@@ -1,5 +1,6 @@
 """How many processes share a training: one on each GPU, or as many as are asked for; said with the reason."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ def choose_processes(
                 f"Choose {gpus}, or leave it out; with fewer processes, --accumulation makes up for them.",
             )
         count = asked
+    elif gpus > 1 and importlib.util.find_spec("accelerate") is None:
+        return Processes(1, f"1 of {gpus} GPUs is used: Accelerate is not installed (fastsd install dreambooth).")
     else:
         most = min(before, gpus) if before and gpus else before or max(1, gpus)
         count = max(each for each in range(1, most + 1) if not parts or parts % each == 0)
