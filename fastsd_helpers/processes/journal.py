@@ -30,7 +30,11 @@ class JournalWriter:
         self._file: int | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row."""
+        """Write one row.
+
+        Args:
+            row: as JSON has it.
+        """
         try:
             if self._file is None:
                 self._file = self._open()
