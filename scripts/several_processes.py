@@ -65,6 +65,15 @@ class World:
         lines = ended.stdout.strip().splitlines()
         return json.loads(lines[-1]) if lines else {"error": ended.stderr[-400:]}
 
+    def stop_after_a_step(self, name: str, *flags: str) -> dict:
+        """Train it, and ask the command to end once it has told of a step of the U-Net; returns its answer."""
+        command = [*self.command, *self.words(name, *flags)]
+        began = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in began.stderr or ():
+            if line.startswith("unet 1 of"):
+                began.terminate()
+        return json.loads((began.communicate()[0]).strip().splitlines()[-1])
+
     def on_two_machines(self, name: str, *flags: str) -> dict:
         """Train it with two launches that are configured as `accelerate config` does for two machines."""
         with socket.socket() as free:
@@ -162,6 +171,15 @@ def rows_of(world: World) -> dict[str, Callable[[], tuple[str, bool]]]:
         most = world.difference("whole", "machines")
         return f"largest difference {most:g}", most == 0
 
+    def stopped() -> tuple[str, bool]:
+        if not (world.folder / "whole").exists():
+            world.train("whole", *LORA, "--accumulation=2")
+        said = world.stop_after_a_step("stopped", *LORA, "--processes=2")
+        resumed = world.train("stopped", *LORA, "--processes=1")
+        most = world.difference("whole", "stopped")
+        text = f"“{said.get('error')}” resumed by one process at step {resumed.get('first_step')}"
+        return f"{text}; largest difference {most:g}", most == 0 and said.get("exit_code") == 130
+
     def notebook() -> tuple[str, bool]:
         if not (world.folder / "whole").exists():
             world.train("whole", *LORA, "--accumulation=2")
@@ -173,6 +191,7 @@ def rows_of(world: World) -> dict[str, Callable[[], tuple[str, bool]]]:
         "all weights, 2 processes and accumulation 2": lambda: equal("full", FULL, 2),
         "LoRA, 2 processes and accumulation 2": lambda: equal("lora", LORA, 2),
         "LoRA, 4 processes and accumulation 4": lambda: equal("lora-of-four", LORA, 4),
+        "stopped with SIGTERM after a step": stopped,
         "LoRA, two machines and accumulation 2": machines,
         "LoRA, a notebook's cell with two pretended GPUs and accumulation 2": notebook,
     }

@@ -229,6 +229,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as err:
+        if type(err).__name__ == "OutOfMemoryError":
+            raise
         raise TrainingFailed(
             f"{LOST}: {str(err).splitlines()[0] if str(err) else type(err).__name__}.",
             "What was saved is kept: train again with the same session to resume.",
@@ -243,7 +245,7 @@ def _heed(place: Path, stop: threading.Event) -> None:
         while True:
             if (place / "stop").exists():
                 stop.set()
-            if not watcher.is_alive():
+            if not watcher.is_alive() or not place.exists():
                 # Nobody would tell how this ends, and another run may begin: as with a machine that is gone.
                 os.kill(os.getpid(), signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
             time.sleep(_LOOK_EVERY_S)
