@@ -21,8 +21,9 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
 from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
-from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
+from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
@@ -60,9 +61,13 @@ def _progress(what: str = "lines") -> Callable[..., None]:
 
 
 def read(chosen: argparse.Namespace) -> Answer:
+    chosen.out = parse_place(chosen.out) if chosen.out else None
+    if chosen.engine == "ray" or is_remote(chosen.out):
+        return _transcribe_on_ray(chosen)
+    if chosen.address or chosen.workers or chosen.cores:
+        raise SettingsError("--address, --workers and --cores are for workers.", "Add --engine ray, or leave them out.")
     shard = folder.parse_shard(chosen.shard)
-    if not 0 <= chosen.least_confidence <= 1:
-        raise SettingsError(f"--least-confidence is {chosen.least_confidence}.", "Give a number from 0 to 1.")
+    _least_confidence(chosen)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
     into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
     source = only if only is not None and only.is_dir() and into is not None else None
@@ -115,6 +120,13 @@ def read(chosen: argparse.Namespace) -> Answer:
     return Answer(data, [*([f"Written: {chosen.out}"] if chosen.out else texts), *_unsure(unsure, least)])
 
 
+def _least_confidence(chosen: argparse.Namespace) -> float:
+    least: float = chosen.least_confidence
+    if not 0 <= least <= 1:
+        raise SettingsError(f"--least-confidence is {least}.", "Give a number from 0 to 1.")
+    return least
+
+
 def _pages(chosen: argparse.Namespace) -> str:
     return {True: "pages", False: "lines", None: "auto"}[chosen.pages]
 
@@ -154,11 +166,34 @@ def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -
     config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
     began, tell = time.monotonic(), _progress("pages")
     result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
+    return _transcribed(result, out, chosen.least_confidence, time.monotonic() - began)
+
+
+def _transcribe_on_ray(chosen: argparse.Namespace) -> Answer:
+    if chosen.engine != "ray":
+        raise SettingsError(f"{chosen.out} is no folder of this machine.", "Add --engine ray, or mount it.")
+    if chosen.out is None or (not is_remote(chosen.out) and not _is_folder(chosen.out, chosen.format)):
+        raise SettingsError("--engine ray writes into a folder.", "Name one with --out, and --format.")
+    if chosen.shard or chosen.attention:
+        raise SettingsError("--shard and --attention do not go with --engine ray.", "Leave them out.")
+    given = given_values(chosen, ReadConfig)
+    ReadConfig(**given)
+    config = transcription.TranscribeConfig(
+        formats.parse_formats(chosen.format or "txt"), _pages(chosen), chosen.order, _least_confidence(chosen)
+    )
+    where = cluster.ClusterConfig(chosen.address, chosen.workers or 0, chosen.cores or 0)
+    began = time.monotonic()
+    result = cluster.transcribe_on_ray(
+        chosen.model, given, chosen.images, chosen.out, config, where, progress=_progress("pages")
+    )
+    return _transcribed(result, chosen.out, chosen.least_confidence, time.monotonic() - began)
+
+
+def _transcribed(result: transcription.Transcribed, out: Any, least: float, seconds: float) -> Answer:
     counts = {name: getattr(result, name) for name in ("inputs", "pages", "lines", "read_now", "read_before", "unsure")}
     data = {**counts, "problems": result.problems, "files": result.files, "path": out}
     told = {**counts, "problems": len(result.problems), "files": len(result.files)}
-    lines = [f"Written: {out}", *pairs(told), *_unsure(result.unsure, chosen.least_confidence)]
-    return Answer(data | {"seconds": time.monotonic() - began}, lines)
+    return Answer(data | {"seconds": seconds}, [f"Written: {out}", *pairs(told), *_unsure(result.unsure, least)])
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:

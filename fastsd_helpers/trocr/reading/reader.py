@@ -206,7 +206,7 @@ class Reader:
         self._pieces: dict[int, str] = {}
         # Whether lines say where the reader looked; set by what writes the places of words.
         self.watches = False
-        logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
+        logger.info("Reading with %s on %s", Path(model).name, self.checkpoint.reason)
 
     def with_search(self, beams: int, *, n_best: int = 1, language: str | Path | CharacterModel = "auto") -> "Reader":
         """The same opened model with another search.
