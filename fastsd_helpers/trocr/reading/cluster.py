@@ -81,7 +81,9 @@ def transcribe_on_ray(
         progress: called with the number of pages read, after each block.
 
     Raises:
-        DependencyMissing: ray is not installed. SettingsError: no worker fits. And what `transcribe` raises.
+        DependencyMissing: ray is not installed.
+        SettingsError: no worker fits.
+        FastSDError: what `transcribe` raises.
     """
     config, cluster = config or TranscribeConfig(), cluster or ClusterConfig()
     require_formats(config.formats)
