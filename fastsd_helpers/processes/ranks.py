@@ -54,7 +54,7 @@ def world_here() -> int:
 
 
 def rank_here() -> int:
-    """What number this process has among them, from 0."""
+    """The number of this process among them, from 0."""
     return int(os.environ["RANK"]) if world_here() > 1 else 0
 
 
@@ -106,7 +106,7 @@ class Ranks:
             stop: set when the process that watches over these asks them to stop.
 
         Yields:
-            The processes, seen from this one.
+            This process as one of them.
 
         Raises:
             TrainingFailed: they cannot reach each other.
@@ -167,10 +167,10 @@ class Ranks:
         return any(self.gather(flag))
 
     def gather(self, value: Found) -> list[Found]:
-        """What each of them has, in the order of their numbers; any object that can be pickled.
+        """What each of them has, in the order of their numbers.
 
         Args:
-            value: what this one has.
+            value: of this one; any object that can be pickled.
         """
         if self.size == 1:
             return [value]
@@ -197,14 +197,11 @@ class Ranks:
         return held[0]
 
     def divide(self, items: Sequence[Any], work: Callable[[Any], Found]) -> list[Found]:
-        """`work` of each item, in their order; each process does every so-manieth of them.
+        """What `work` makes of each item, in their order; with n processes each does every n-th of them.
 
         Args:
-            items: all of them, the same in every process.
-            work: what is done with one; its value can be pickled.
-
-        Returns:
-            What came of each, in every process.
+            items: the same in all of them.
+            work: called with an item.
         """
         if self.size == 1:
             return [work(item) for item in items]

@@ -93,8 +93,8 @@ def launch(
         session: what it trains; its lock is held by the caller.
         report: gets every Progress of the first process.
         model: what they open, for the tokens they may need.
-        stop: set or lost, they are asked to save and end.
-        lock: set or lost, they are asked to save and end.
+        stop: when it is set, they are asked to save and end.
+        lock: when it is lost, they are asked so too.
 
     Raises:
         Interrupted: they were asked to stop.

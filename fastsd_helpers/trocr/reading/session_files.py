@@ -35,6 +35,7 @@ def write_zip(session: ReadingSession, images: str, formats: Sequence[str]) -> Z
     """Write transcription.zip into the session's folder: its pages as they were read, with the corrections.
 
     Args:
+        session: the reading session.
         images: the image, PDF or folder that was read.
         formats: of FORMATS; named as `transcribe` names its files.
 
