@@ -17,6 +17,7 @@ from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
+from fastsd_helpers.processes import count_gpus
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import (
     Device,
@@ -218,6 +219,9 @@ def _look_at_torch(device: Device) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", f"torch {torch.__version__} works on {device.name}.")
+        if (gpus := count_gpus()) > 1:
+            processes = f"A DreamBooth training uses all {gpus} GPUs: {gpus} processes, one on each (--processes)."
+            yield Finding("ok", processes, workflow="dreambooth")
     elif driver_here:
         yield Finding(
             "problem",

@@ -194,7 +194,7 @@ def parse_value(spec: Option, text: str) -> Any:
     Returns:
         The value, in the setting's type; its limits are not looked at.
     """
-    if spec.optional and text.lower() in ("", "none"):
+    if spec.optional and text.lower() in ("", "none", *(("auto",) if spec.kind is int else ())):
         return None
     if spec.kind is bool:
         if text.lower() in ("1", "true", "yes", "on"):

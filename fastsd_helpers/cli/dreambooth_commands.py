@@ -1,7 +1,11 @@
 """The group `fastsd dreambooth`: each command calls one function of the library and says what came of it."""
 
 import argparse
+import contextlib
+import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,9 @@ from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.running import engine, out_of_memory
 from fastsd_helpers.dreambooth.running.live import Journal
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import bytes_in, size_in_words
+from fastsd_helpers.processes import LOST, rank_here, watched_over
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.wording import label_of
@@ -129,7 +134,7 @@ def train(chosen: argparse.Namespace) -> Answer:
             {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
         )
     # Whoever watches from a notebook reads what the journal notes.
-    with out_of_memory.explain_shortage(session):
+    with out_of_memory.explain_shortage(session), _quiet_beside_the_first():
         result = engine.train(
             config,
             session,
@@ -154,6 +159,25 @@ def train(chosen: argparse.Namespace) -> Answer:
         ),
     ]
     return Answer({"session": session.name, **plain(result)}, lines)
+
+
+@contextlib.contextmanager
+def _quiet_beside_the_first() -> Iterator[None]:
+    """Of several processes that train together the first one speaks; the others end without a word when it stops."""
+    if rank_here() == 0:
+        yield
+        return
+    logging.getLogger("fastsd_helpers").setLevel(logging.WARNING)
+    try:
+        yield
+    except Interrupted:
+        sys.exit(0)
+    except TrainingFailed as err:
+        if err.problem.startswith(LOST) and watched_over() is None:
+            sys.exit(0)  # who has ended is known to the one that started them
+        raise
+    if watched_over() is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def sample(chosen: argparse.Namespace) -> Answer:

@@ -19,6 +19,7 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
@@ -26,6 +27,7 @@ from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
+from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
 
 __all__ = ["add_commands"]
 
@@ -37,6 +39,7 @@ def add_commands(commands: Any) -> None:
     command(group, "evaluate", evaluate, ReadConfig)
     command(group, "embed", embed)
     command(group, "finetune", finetune, FineTuneConfig)
+    command(group, "language", language)
     command(group, "quantize", quantize)
     command(group, "serve", share, ServeConfig)
 
@@ -210,8 +213,9 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
 def evaluate(chosen: argparse.Namespace) -> Answer:
     if chosen.report:
         files.check_writable(chosen.report.absolute().parent)
-    lines = dataset.read_lines(chosen.data)
+    lines = None if chosen.align else dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
+    lines = lines or dataset.align_lines(reader, chosen.data, chosen.align)
     began = time.monotonic()
     result = evaluation.evaluate(reader, lines, normal_form=chosen.normal_form, progress=_progress())
     seconds = time.monotonic() - began
@@ -245,22 +249,50 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 def finetune(chosen: argparse.Namespace) -> Answer:
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
+    data: Any = chosen.data
+    if chosen.align:
+        data = dataset.align_lines(Reader(chosen.model), data, chosen.align, keep=chosen.out / "aligned.jsonl")
     # Whoever watches from a notebook reads what is noted.
     # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
         result = finetuning.finetune(
-            config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
+            config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
+            texts=chosen.text or (), stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL),
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
         "lines": f"{result.train_lines} for training, {result.held_out_lines} for validation",
         "steps": progress.steps_in_words(result.steps, result.curve),
     }
+    for gain in (LanguageGain(**values) for values in result.language):
+        name, _colon, figures = gain.in_words().partition(": ")
+        told[f"language model, {name}"] = figures
     weights = sorted(result.path.glob("*.safetensors"))
     data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}
     return Answer(data, [f"Finished: {result.path}", *pairs(told)])
+
+
+def language(chosen: argparse.Namespace) -> Answer:
+    files.check_writable(chosen.out.absolute().parent)
+    if chosen.out.is_dir():
+        raise SettingsError(f"{chosen.out} is a folder.", "Give --out a file's name that ends in .safetensors.")
+    model = learn_characters(texts_of(chosen.text), order=chosen.order)
+    told = {"characters": model.about["characters"], "n-grams": len(model.keys), "order": model.order}
+    gains: tuple[LanguageGain, ...] = ()
+    if chosen.evaluate:
+        model, gains = choose_weights(
+            Reader(chosen.model), model, dataset.read_lines(chosen.evaluate), progress=_progress()
+        )
+    told |= {name: figures for name, _colon, figures in (gain.in_words().partition(": ") for gain in gains)}
+    helps = not chosen.evaluate or any(gain.weight for gain in gains)
+    if helps:
+        model.save(chosen.out)
+    data = {**told, "gains": [plain(gain) for gain in gains], "path": chosen.out if helps else None}
+    data["sha256"] = files.sha256_of(chosen.out) if helps else None
+    line = f"Written: {chosen.out}" if helps else "Nothing was written: it does not lower the CER of these lines."
+    return Answer(data, [line, *pairs(told)])
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.families import Conditions, Family, Framing, cover
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.images.files import PictureProblem, read_rgb
+from fastsd_helpers.processes import Ranks
+from fastsd_helpers.runtime import fault_point
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +109,7 @@ def encode_images(
     boxes: "tuple[Box, ...] | None" = None,
     device: Any,
     flip: bool = False,
+    ranks: Ranks | None = None,
 ) -> Latents:
     """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
 
@@ -117,22 +121,27 @@ def encode_images(
         boxes: the part of each that is kept, instead.
         device: that the VAE is on.
         flip: whether the mirrored images are encoded too.
+        ranks: the processes that share the work; each gets all latents.
 
     Raises:
         DatasetError: an image cannot be read.
     """
     import torch
 
+    def encode_one(
+        pair: "tuple[PreparedImage, Box | None]", mirror: bool
+    ) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
+        pixels, framing = _read_pixels(pair[0], size, pair[1])
+        pixels = pixels.to(device)
+        with torch.no_grad():
+            mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
+        fault_point("cache")
+        return mean.float().cpu(), std.float().cpu(), framing
+
     def encode(mirror: bool) -> Latents:
-        means, stds, framings = [], [], []
-        for image, box in zip(images, boxes or [None] * len(images), strict=True):
-            pixels, framing = _read_pixels(image, size, box)
-            pixels = pixels.to(device)
-            with torch.no_grad():
-                mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
-            means.append(mean.float().cpu())
-            stds.append(std.float().cpu())
-            framings.append(framing)
+        pairs = list(zip(images, boxes or [None] * len(images), strict=True))
+        encoded = (ranks or Ranks()).divide(pairs, partial(encode_one, mirror=mirror))
+        means, stds, framings = zip(*encoded, strict=True)
         numbers = family.picture_numbers(framings, *size, mirrored=mirror)
         return Latents(torch.cat(means), torch.cat(stds), numbers=numbers)
 

@@ -83,7 +83,9 @@ def transcribe_on_ray(
         progress: called with the number of pages read, after each block.
 
     Raises:
-        DependencyMissing: ray is not installed. SettingsError: no worker fits. And what `transcribe` raises.
+        DependencyMissing: ray is not installed.
+        SettingsError: no worker fits.
+        FastSDError: as `transcribe`.
     """
     config, cluster = config or TranscribeConfig(), cluster or ClusterConfig()
     require_formats(config.formats)
@@ -172,7 +174,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         )  # fmt: skip
     except Exception as err:  # it has no error of its own for a cluster that does not start
         why = " ".join(str(err).split())[:300].rstrip(".")
-        hint = "Start it with `ray start --head`, or leave out --address to read on this machine."
+        hint = "Start the cluster first, as Ray's guide says, or leave out --address to read on this machine."
         raise SettingsError(f"The Ray cluster at {address or 'this machine'} does not answer: {why}.", hint) from err
     try:
         yield

@@ -58,7 +58,8 @@ def open_results(place: "Path | str") -> "Results":
     """The results at a path or an address.
 
     Raises:
-        DriveError: it cannot be written to. DependencyMissing: fsspec, or what it needs there, is not installed.
+        DriveError: it cannot be written to.
+        DependencyMissing: fsspec, or what it needs there, is not installed.
     """
     return RemoteResults(str(place)) if is_remote(place) else LocalResults(Path(place))
 
@@ -146,7 +147,8 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address, and its path there.
 
     Raises:
-        DependencyMissing: fsspec or the package for this kind of address. DriveError: it cannot be opened.
+        DependencyMissing: fsspec or the package for this kind of address.
+        DriveError: it cannot be opened.
     """
     with needs_package(f"{address}", "Install the package, or name a folder."):
         import fsspec

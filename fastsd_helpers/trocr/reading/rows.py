@@ -141,7 +141,10 @@ def _settings_of(reader: Any, pages: str) -> list[Any]:
     settings = reader.settings
     # Only where it was given: readings of versions that did not know it are still this reader's.
     allowed = [settings.allowed_characters] if settings.allowed_characters else []
-    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages, *allowed]
+    language = [f"language {reader.language.digest}"] if reader.language is not None else []
+    others = [f"n-best {settings.n_best}"] if settings.n_best > 1 else []
+    known = [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
+    return [*known, *allowed, *language, *others]
 
 
 def known_rows(

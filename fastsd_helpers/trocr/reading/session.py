@@ -209,7 +209,8 @@ class ReadingSession:
         Args:
             reader: a Reader.
             images: see `pictures.gather`; folders with their subfolders.
-            pages: auto (by their shape), lines or pages. order: of a page's lines, see `cut_lines`.
+            pages: auto (by their shape), lines or pages.
+            order: of a page's lines, see `cut_lines`.
             progress: called with the number of lines done, after each; it may raise Interrupted to stop there.
             between: called after every batch of lines, whose results may still be on their way.
 

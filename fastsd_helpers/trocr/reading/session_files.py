@@ -35,10 +35,13 @@ def write_zip(session: ReadingSession, images: str, formats: Sequence[str]) -> Z
     """Write transcription.zip into the session's folder: its pages as they were read, with the corrections.
 
     Args:
-        images: the image, PDF or folder that was read. formats: of FORMATS; named as `transcribe` names its files.
+        session: the reading session.
+        images: the image, PDF or folder that was read.
+        formats: of FORMATS; named as `transcribe` names its files.
 
     Raises:
-        DatasetError: the images are not here, or none of them was read. DependencyMissing: a package for a format.
+        DatasetError: the images are not here, or none of them was read.
+        DependencyMissing: a package for a format.
     """
     require_formats(formats)
     known: dict[str, list[SavedLine]] = {}
