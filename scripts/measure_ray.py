@@ -56,10 +56,10 @@ def main() -> None:
         transcribe(reader, [str(folder / "scans")], folder / "plain", config)
         plain = time.process_time() - before
         same = files_of(folder / "ray") == files_of(folder / "plain")
-    page = f"""\\
+    page = f"""\
 # Transcribing with Ray
 
-{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}; {datetime.date.today()}; \\
+{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}; {datetime.date.today()};
 `python scripts/measure_ray.py --pages {chosen.pages} --workers {chosen.workers}`
 
 | processor time of a page | seconds |
@@ -68,7 +68,7 @@ def main() -> None:
 | {chosen.workers} workers of Ray, with Ray's own processes | {with_ray / chosen.pages:.2f} |
 | ratio | {with_ray / plain:.2f} |
 
-{chosen.pages} pages of 20 lines, every format. Starting Ray and loading the models took {start:.0f} s once. \\
+{chosen.pages} pages of 20 lines, every format. Starting Ray and loading the models took {start:.0f} s once.
 The files were {"the same" if same else "NOT the same"}, byte for byte.
 """
     print(page)

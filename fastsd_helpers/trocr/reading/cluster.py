@@ -6,6 +6,7 @@ file has one name and is whole or not there.
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from fastsd_helpers.files import natural_order
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports.formats import require_formats
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, list_files
+from fastsd_helpers.trocr.pages.page_reader import open_detector
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.results import is_remote, open_results, remote_errors, remote_filesystem
 from fastsd_helpers.trocr.reading.transcription import (
@@ -249,6 +251,7 @@ class _Worker:
 
     def __init__(self, job: _Job) -> None:
         self._job, self._problem = job, None
+        self._detector = functools.cache(open_detector)  # once for all blocks
         try:
             self._reader = Reader(job.model, **job.settings)
             self._results = open_results(job.out)
@@ -267,7 +270,7 @@ class _Worker:
         try:
             with tempfile.TemporaryDirectory(prefix="fastsd-block-") as folder:
                 inputs, problems = _fetched(block, Path(folder))
-                done = read_inputs(self._reader, inputs, self._results, self._job.config)
+                done = read_inputs(self._reader, inputs, self._results, self._job.config, detector=self._detector)
             done.problems += problems
             return done
         except FastSDError as err:

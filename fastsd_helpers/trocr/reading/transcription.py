@@ -107,12 +107,18 @@ def read_inputs(
     results: Results,
     config: TranscribeConfig,
     progress: Callable[[int], None] | None = None,
+    *,
+    detector: Callable[[], Any] = open_detector,
 ) -> Transcribed:
-    """Read files and write their results, as `transcribe` does; `begin_run` has been called for them."""
+    """Read files and write their results, as `transcribe` does; `begin_run` has been called for them.
+
+    Args:
+        detector: opens the line detector, at the first page.
+    """
     done = Transcribed(results.at(""))
     before, reader.watches = reader.watches, True
     try:
-        _Work(reader, results, config, done, progress).run(inputs)
+        _Work(reader, results, config, done, progress, detector).run(inputs)
     finally:
         reader.watches = before
     return done
@@ -187,9 +193,10 @@ class _Work:
         config: TranscribeConfig,
         done: Transcribed,
         progress: Callable[[int], None] | None,
+        detector: Callable[[], Any],
     ) -> None:
         self._reader, self._results, self._config, self._done, self._progress = reader, results, config, done, progress
-        self._detector: Any = None
+        self._open_detector, self._detector = detector, None
 
     def run(self, inputs: list[ToRead]) -> None:
         """Read all inputs; lines of several are read together, so one may be finished after the next began."""
@@ -243,7 +250,7 @@ class _Work:
         read = iter(self._reader.read(lines)) if lines else iter(())
         for _item, opened, page in new:
             if page and opened.picture is not None:
-                self._detector = self._detector or open_detector()
+                self._detector = self._detector or self._open_detector()
                 found, _crops = cut_lines(
                     self._reader,
                     opened.picture,
