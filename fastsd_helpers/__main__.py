@@ -3,8 +3,10 @@
 import sys
 
 from fastsd_helpers.cli import main
+from fastsd_helpers.processes import take_place
 
 __all__: list[str] = []
 
 if __name__ == "__main__":
+    take_place()
     sys.exit(main())

@@ -33,17 +33,28 @@ def local_folder(of: Path) -> Path:
     """The folder on this machine's own disk for what belongs to a folder of the user's and to this machine alone.
 
     FASTSD_SCRATCH moves it. Nothing is created.
+
+    Args:
+        of: the folder of the user's, such as a session.
     """
     return scratch_root() / f"{hashlib.sha256(str(of.absolute()).encode()).hexdigest()[:20]}-live"
 
 
 def command_of(words: Sequence[str]) -> list[str]:
-    """The command line of `fastsd WORDS --json` in this Python."""
+    """The command line of `fastsd WORDS --json` in this Python.
+
+    Args:
+        words: of the command, without `fastsd`.
+    """
     return [sys.executable, "-m", "fastsd_helpers", *words, "--json"]
 
 
 def environment_of_ours(model: str) -> dict[str, str]:
-    """The environment of a child that runs this library and opens `model`: with the tokens for that, and no others."""
+    """The environment of a child that runs this library and opens `model`: with the tokens for that, and no others.
+
+    Args:
+        model: as the user named it: key, Hub id, path or link.
+    """
     environment = with_this_package(environment_for("training", this_python=True))
     # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
     wanted = tokens_for(model)
@@ -109,6 +120,9 @@ class Background:
             model: what it opens, for the tokens it may need.
             own: what a subclass is made with beside.
 
+        Returns:
+            The command that runs now.
+
         Raises:
             DriveError: the folder cannot be written.
         """
@@ -126,7 +140,15 @@ class Background:
 
     @classmethod
     def find(cls, folder: Path, **own: Any) -> Self | None:
-        """Find the command that was started for this folder and still runs; None when there is none."""
+        """Find the command that was started for this folder and still runs; None when there is none.
+
+        Args:
+            folder: as it was given to `start`.
+            **own: of the class, as they were given to `start`.
+
+        Returns:
+            The command, or None.
+        """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started, or not wholly
             pointer = json.loads((folder / _POINTER).read_bytes())
             started = LocalProcess(pointer["pid"], pointer["start"])
@@ -153,7 +175,11 @@ class Background:
                 os.kill(self.process.pid, number)
 
     def log_lines(self, count: int = 12) -> list[str]:
-        """The end of what it has printed, with secrets hidden; nothing of one whose log is not here."""
+        """The end of what it has printed, with secrets hidden; nothing of one whose log is not here.
+
+        Args:
+            count: of its last lines.
+        """
         lines = redact(_tail(self._log)).replace("\r", "\n").splitlines() if self._log is not None else []
         return [line for line in lines if line.strip()][-count:]
 
@@ -167,6 +193,9 @@ class Background:
             between: called again and again meanwhile.
             every_s: how long to sleep between the calls.
             log: where to keep the end of its log.
+
+        Returns:
+            The JSON object that the command printed last.
 
         Raises:
             Interrupted: it was asked to stop.

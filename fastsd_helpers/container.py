@@ -29,7 +29,11 @@ def find_memory_limit(root: Path = _ROOT) -> int | None:
 
 
 def find_memory_left(root: Path = _ROOT) -> int | None:
-    """How many bytes a program could still take, within every limit; None where the system does not tell."""
+    """How many bytes a program could still take, within every limit; None where the system does not tell.
+
+    Args:
+        root: of the file system, for tests.
+    """
     left = [
         int(kib) * 1024
         for kib in re.findall(r"^MemAvailable: +(\d+) kB$", _read(root / "proc" / "meminfo"), re.MULTILINE)
@@ -49,6 +53,9 @@ def count_memory_kills(root: Path = _ROOT) -> int | None:
 
     The counts of the container, which version 1 has since Linux 4.13, and of the whole machine are added up: what
     matters is whether the number has grown.
+
+    Args:
+        root: of the file system, for tests.
     """
     counts = []
     for folder in _memory_groups(root):

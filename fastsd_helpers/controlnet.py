@@ -2,13 +2,12 @@
 
 import difflib
 import functools
-import importlib.resources
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.downloads import HubFile, Wanted, fetch
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import ModelError, ModelNotFound
 from fastsd_helpers.registry import find_model
 
@@ -62,8 +61,7 @@ class ControlNet:
 @functools.cache
 def controlnets() -> tuple[ControlNet, ...]:
     """Every row of controlnets.toml, in its order."""
-    text = importlib.resources.files("fastsd_helpers").joinpath("controlnets.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
+    table = dict(read_table("controlnets.toml"))
     groups = table.pop("groups")
     rows = []
     for key, row in table.items():

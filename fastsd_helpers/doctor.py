@@ -4,7 +4,6 @@ The report can be pasted anywhere: it names which tokens are there, never their 
 """
 
 import contextlib
-import logging
 import os
 import platform
 import sys
@@ -18,12 +17,14 @@ from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
+from fastsd_helpers.processes import count_gpus
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import (
     Device,
     describe_device,
     host_memory_bytes,
     install_command,
+    logger,
     redact,
     secret,
     version_of,
@@ -34,11 +35,9 @@ from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.advisories import old_packages
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
-from fastsd_helpers.wheels.known_bad import KNOWN_BAD
+from fastsd_helpers.wheels.known_bad import known_bad
 
 __all__ = ["LOOKS", "Diagnosis", "Finding", "examine"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TOKENS = ("HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN")
 _LITTLE_DISK = 12e9  # a base model in two layouts
@@ -220,6 +219,9 @@ def _look_at_torch(device: Device) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", f"torch {torch.__version__} works on {device.name}.")
+        if (gpus := count_gpus()) > 1:
+            processes = f"A DreamBooth training uses all {gpus} GPUs: {gpus} processes, one on each (--processes)."
+            yield Finding("ok", processes, workflow="dreambooth")
     elif driver_here:
         yield Finding(
             "problem",
@@ -315,7 +317,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, tuple[str, st
 
 def _look_at_versions() -> Iterator[Finding]:
     specifiers = requirements_module().Requirement
-    for row in KNOWN_BAD:
+    for row in known_bad():
         version = version_of(row.package)
         if version is None or (row.only and row.only != where()):
             continue

@@ -264,6 +264,9 @@ def proxy_problem(err: Exception) -> tuple[str, str] | None:
     """The sentence and hint for a proxy that the environment names and the HTTP client cannot use; None: another error.
 
     httpx raises ImportError for a SOCKS proxy without its package, and ValueError for an address that is none.
+
+    Args:
+        err: what the client has raised.
     """
     said = str(err).split("\n")[0].split(". ")[0].rstrip(".")
     words = said.lower()

@@ -76,6 +76,9 @@ def option(
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
         known: a key of `forms.known`: values that the form offers beside free text.
+
+    Returns:
+        The field, for the dataclass.
     """
     metadata = {"help": help, "low": low, "high": high, "step": step}
     metadata |= {"secret": secret, "advanced": advanced, "known": known}
@@ -83,7 +86,14 @@ def option(
 
 
 def options_of(settings: type) -> list[Option]:
-    """List the settings of a dataclass in the order they were declared."""
+    """List the settings of a dataclass in the order they were declared.
+
+    Args:
+        settings: the class.
+
+    Returns:
+        Name, type, default, limits, choices and help of each.
+    """
     hints = typing.get_type_hints(settings)
     found = []
     for spec in dataclasses.fields(settings):
@@ -132,6 +142,10 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
     """Raise one SettingsError that names every bad field of `settings`.
 
     Call it in `__post_init__`; `extra` adds sentences about fields that do not fit together.
+
+    Args:
+        settings: an instance of the settings class.
+        extra: sentences that count as bad fields too.
     """
     problems: list[str] = []
     fields: dict[str, str] = {}
@@ -171,8 +185,16 @@ def _first_named(specs: list[Option], sentence: str) -> str:
 
 
 def parse_value(spec: Option, text: str) -> Any:
-    """Turn one command-line word into the setting's value; raises ValueError on a word that is none."""
-    if spec.optional and text.lower() in ("", "none"):
+    """Turn one command-line word into the setting's value; raises ValueError on a word that is none.
+
+    Args:
+        spec: the setting.
+        text: the word.
+
+    Returns:
+        The value, in the setting's type; its limits are not looked at.
+    """
+    if spec.optional and text.lower() in ("", "none", *(("auto",) if spec.kind is int else ())):
         return None
     if spec.kind is bool:
         if text.lower() in ("1", "true", "yes", "on"):
@@ -188,6 +210,10 @@ def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
 
     What is left alone (None) is left out, and so is every secret. A value is in one word with its flag, so that one
     that begins with a dash is not a flag.
+
+    Args:
+        settings: an instance of the settings class.
+        names: of the settings that are wanted.
     """
     words = []
     for spec in options_of(type(settings)):
@@ -202,7 +228,11 @@ def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
 
 
 def to_values(settings: Any) -> dict[str, Any]:
-    """The settings as a JSON-able dict, without secrets."""
+    """The settings as a JSON-able dict, without secrets.
+
+    Args:
+        settings: an instance of the settings class.
+    """
     return {spec.name: getattr(settings, spec.name) for spec in options_of(type(settings)) if not spec.secret}
 
 
@@ -213,6 +243,9 @@ def from_values(settings: type[Config], values: dict[str, Any], *, given: typing
         settings: the class.
         values: name -> value.
         given: which of them the user chose; left alone, all of them.
+
+    Returns:
+        An instance of the settings class.
     """
     known = {spec.name for spec in options_of(settings)}
     unknown = sorted(set(values) - known)
@@ -227,7 +260,11 @@ def from_values(settings: type[Config], values: dict[str, Any], *, given: typing
 
 
 def given_names(settings: Any) -> frozenset[str]:
-    """Which settings were given; for a class that does not note it, those that differ from their defaults."""
+    """Which settings were given; for a class that does not note it, those that differ from their defaults.
+
+    Args:
+        settings: an instance of the settings class.
+    """
     noted = getattr(settings, GIVEN, None)
     if noted is not None:
         return noted

@@ -487,11 +487,13 @@ _passings_lock = threading.Lock()
 def fault_point(name: str) -> None:
     """Die here, as a lost machine does, when the environment says `FASTSD_FAULT=name:n` and this is passing n.
 
-    The fault tests use it to kill a run at an exact place; without the variable it does nothing.
+    The fault tests use it to kill a run at an exact place; without the variable it does nothing. Of several processes
+    that train together the second one's places are called `name@1`, and so on.
     """
     wanted = os.environ.get("FASTSD_FAULT")
     if not wanted:
         return
+    name += f"@{rank}" if (rank := os.environ.get("RANK", "0")) != "0" else ""
     with _passings_lock:
         _passings[name] += 1
         if wanted == f"{name}:{_passings[name]}":

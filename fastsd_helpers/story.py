@@ -1,6 +1,5 @@
 """`fastsd demo`: complete DreamBooth example on the embedded model, with images; no GPU, no network."""
 
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 from fastsd_helpers import demo
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
 from fastsd_helpers.errors import DriveError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 
 __all__ = ["DemoResult", "run_demo"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SUBJECT = "robot"
 _SIZE_PX = 128

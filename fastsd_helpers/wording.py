@@ -57,20 +57,33 @@ _KEPT = re.compile(
 
 
 def count_in_words(count: int) -> str:
-    """A large number as people say it: 859.5 million, 73.7 thousand, 640."""
+    """A large number as people say it: 859.5 million, 73.7 thousand, 640.
+
+    Args:
+        count: 0 or more.
+    """
     if count < 1000:
         return str(count)
     return f"{count / 1e6:,.1f} million" if count >= 100_000 else f"{count / 1e3:.1f} thousand"
 
 
 def list_some(names: Iterable[object], most: int = 3) -> str:
-    """The first names of a list, and how many more there are: "a, b, c and 4 more"."""
+    """The first names of a list, and how many more there are: "a, b, c and 4 more".
+
+    Args:
+        names: all of them.
+        most: how many are named.
+    """
     shown = [str(name) for name in names]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def label_of(name: str) -> str:
-    """What a setting is called in a form: `unet_steps` is "unet steps"."""
+    """What a setting is called in a form: `unet_steps` is "unet steps".
+
+    Args:
+        name: of the setting.
+    """
     return name.replace("_", " ")
 
 
@@ -78,6 +91,9 @@ def for_notebook(text: str) -> str:
     """The text with the notebook's fields and cells in the place of flags and commands.
 
     Words between quotation marks stay, and so do other programs' commands.
+
+    Args:
+        text: a message as the command line has it.
     """
     if "--" not in text and "`" not in text and "fastsd " not in text:
         return text

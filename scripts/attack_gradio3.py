@@ -70,9 +70,9 @@ def run(python: str, folder: Path) -> list[list[str]]:
     from browser.origins import ATTACKERS, Record, open_world
     from tunnel_doubles import free_port
 
+    from fastsd_helpers.tunnels.closed import A1111_CLOSED
     from fastsd_helpers.tunnels.gate.login import Login
     from fastsd_helpers.tunnels.gate.server import open_gate
-    from fastsd_helpers.webui.catalog import A1111_CLOSED
 
     ran, port, login = folder / "ran", free_port(), Login("me", "a long password of 24 signs")
     uploads = folder / "uploads"

@@ -388,6 +388,8 @@ def test_settings_that_save_already_are_not_named() -> None:
     }
     assert settings_to_change(best, "gpu") == []
     assert settings_to_change(best | {"ema": 0.99}, "gpu") == ["ema 0"]
+    sides = settings_to_change(best | {"resolutions": "512,768"}, "gpu")
+    assert sides == ["resolutions without the largest (now 512,768)"]
 
 
 # ------------------------------------------------------------------------------------------- the real thing

@@ -327,6 +327,9 @@ def test_advice_that_would_break_the_environment_is_kept_from_the_start() -> Non
         "[WARNING] WARNING: You need pytorch with cu130 or higher to use optimized CUDA operations.",
         "WARNING WARNING WARNING",
         "If you are on nvidia 20 series and above it is required that you update your pytorch to cu130 or higher.",
+        "To create a public link, set `share=True` in `launch()`.",  # it would have no login of ours
+        "fatal: No names found, cannot describe anything.",
+        "fatal: No tags can describe '82a973c04367123ae98bd9abdf80d9eda9b910e2'.",
     ):
         assert is_noise(line, on_cpu=False), line
     for line in ("[WARNING] clip missing: ['text_projection.weight']", "[INFO] pytorch version: 2.10.0+cu128"):

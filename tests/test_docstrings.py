@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _ENTRY = re.compile(r"(\*{0,2}[A-Za-z_]\w*): \S")
 _SECTION = re.compile(r"( *)(Args|Raises|Returns|Yields|Attributes):$")
 # What the library itself stands on, and others do not import: one line says it, with the parameters' names in it.
-FOUNDATION = {"background", "container", "errors", "files", "inert", "options", "processes", "runtime", "wording"}
+FOUNDATION = {"files", "runtime"}
 # A docstring that begins like this names the value; one that begins with a verb has to say it below.
 _NAMES_THE_VALUE = {"The", "A", "An", "Every", "Everything", "Whether", "What", "Which", "Where", "Why", "How", "When"}
 _NAMES_THE_VALUE |= {"As", "Link,", "Names"}
@@ -84,7 +84,8 @@ def gaps_of(function: Any) -> list[str]:
     signature = inspect.signature(function)
     said = {name for section, name in entries if section == "Args"}
     found = [f"says nothing of {name}" for name in signature.parameters if name not in said | {"self", "cls"}]
-    value = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+    value = not str(signature.return_annotation).endswith(("None", "Iterator[None]", "inspect._empty'>"))
+    value |= "|" in str(signature.return_annotation)
     if value and text.split(" ")[0] not in _NAMES_THE_VALUE and not re.search(r"^(Returns|Yields):$", text, re.M):
         found.append("does not say what it gives back")
     known = {**vars(builtins), **vars(errors), **function.__globals__}

@@ -12,7 +12,7 @@ from fastsd_helpers.cli.answers import plain
 from fastsd_helpers.doctor import LOOKS, Finding, examine
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.runtime import Device
-from fastsd_helpers.wheels.known_bad import KNOWN_BAD
+from fastsd_helpers.wheels.known_bad import known_bad
 
 CPU = Device("cpu", "Test CPU", 8 * 2**30, False, reason="no GPU is attached")
 T4 = Device("cuda", "Tesla T4", 15 * 2**30, False, (7, 5), "CUDA GPU 0 of 1")
@@ -134,7 +134,7 @@ def test_versions_that_are_known_to_be_bad_are_named_with_what_to_do(monkeypatch
 
 
 def test_good_versions_and_other_places_are_not_complained_about(monkeypatch):
-    every = {row.package: None for row in KNOWN_BAD} | {"opencv-python-headless": None, "opencv-contrib-python": None}
+    every = {row.package: None for row in known_bad()} | {"opencv-python-headless": None, "opencv-contrib-python": None}
     installed(
         monkeypatch, every | {"transformers": "4.57.0", "numpy": "2.1.0", "torch": "2.11.0", "ipywidgets": "8.1.9"}
     )

@@ -140,6 +140,7 @@ CASES: dict[str, tuple[dict, object, object]] = {
     "text_encoder_steps": ({}, 2, 1),
     "text_encoder_lr": ({}, 1e-3, 2e-3),
     "resolution": ({}, 64, 128),
+    "resolutions": ({}, None, "64,128"),
     "batch_size": ({}, 1, 2),
     "accumulation": ({}, 1, 2),
     "lr_scheduler": ({}, "linear", "constant"),

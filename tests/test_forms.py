@@ -21,7 +21,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError, SessionError,
 from fastsd_helpers.forms import Form, SessionConfig, desk, open_session, prepare_pictures, readiness, show_form
 from fastsd_helpers.forms.dreambooth import notebook
 from fastsd_helpers.forms.widgets import model_choice
-from fastsd_helpers.forms.widgets.style import STYLE
+from fastsd_helpers.forms.widgets.style import read_style
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import Device
@@ -580,10 +580,10 @@ def test_every_form_of_the_notebook_gives_its_defaults_untouched_and_restores_wh
 
 
 def test_no_text_of_a_view_and_no_log_line_below_a_cell_breaks_inside_a_word_that_has_room() -> None:
-    rules = dict(re.findall(r"([^{}]+)\{([^{}]*)\}", STYLE))
+    rules = dict(re.findall(r"([^{}]+)\{([^{}]*)\}", read_style()))
     named = {selector.strip(): values for selector, values in rules.items()}
     # "anywhere" counts a letter as the narrowest that a box may become, "break-word" a word.
     assert "overflow-wrap:break-word" in named[".fastsd-notice"]
     for selector in (".fastsd pre", ".jp-Notebook .jp-OutputArea-output pre"):
         assert "word-break:normal" in named[selector]
-    assert "break-all" not in STYLE
+    assert "break-all" not in read_style()

@@ -184,6 +184,25 @@ def test_a_wrong_password_a_hundred_times_is_refused_and_slowed_down(told: Gate)
     assert guess(told, **OWNER)[0] == 303, "somebody else is not kept out"
 
 
+def test_after_a_wrong_password_the_user_name_stands_there_still_and_only_the_password_is_typed_again(
+    told: Gate,
+) -> None:
+    form = {"user": ' Ann "of" <O\'Hara> ', "password": "not-the-password", "next": "/"}
+    asked = {"data": urllib.parse.urlencode(form).encode(), **STRANGER}
+    # The first tries are wrong, further ones have to wait: both pages ask again.
+    pages = [ask(f"{told.url}/.fastsd/login", **asked) for _ in range(12)]
+    assert {status for status, _, _ in pages} == {401, 429}
+    for _status, _headers, page in pages:
+        [user, password] = [row for row in page.decode().splitlines() if " id=" in row]
+        assert 'value="Ann &quot;of&quot; &lt;O&#x27;Hara&gt;"' in user
+        assert "autofocus" in password
+        assert "autofocus" not in user
+        assert "not-the-password" not in page.decode()
+    first = ask(f"{told.url}/.fastsd/login")[2].decode()
+    assert 'value=""' in first
+    assert "autofocus" in next(row for row in first.splitlines() if 'id="user"' in row)
+
+
 def test_thirty_wrong_tries_of_a_stranger_keep_neither_the_owner_nor_a_program_out(site: int) -> None:
     """At a service that tells no addresses, so that all look the same; a minute is one second here."""
     limiter = LoginLimiter(5, 30, 1.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from contrast import contrast
 
 from fastsd_helpers.dreambooth.results.learned import ExportConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
@@ -15,7 +16,7 @@ from fastsd_helpers.forms import show_form
 from fastsd_helpers.forms.widgets import known
 from fastsd_helpers.forms.widgets.choice import Choice
 from fastsd_helpers.forms.widgets.known import OTHER, known_values
-from fastsd_helpers.forms.widgets.style import COLOURS, contrast
+from fastsd_helpers.forms.widgets.style import COLOURS
 from fastsd_helpers.model_lookup import known_model
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models

@@ -12,10 +12,9 @@ from urllib.parse import quote
 import pytest
 from multidict import CIMultiDict
 
-from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
+from fastsd_helpers.tunnels.closed import A1111_CLOSED, COMFYUI_CLOSED, GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath, answer_headers, refusal
 from fastsd_helpers.webui import uis
-from fastsd_helpers.webui.catalog import A1111_CLOSED, COMFYUI_CLOSED
 
 HASH = "ab" * 20
 

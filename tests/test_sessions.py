@@ -977,7 +977,8 @@ def test_a_last_heartbeat_of_the_run_it_replaced_takes_nothing_away(dog):
         path.write_bytes(theirs)  # delivered late
         wait_for(lambda: json.loads(path.read_bytes())["pid"] == os.getpid())
         assert not lock.lost
-        another_machine(dog, age_s=0, token="a third")
+        with lock_module.guarded(dog.folder):  # not between a heartbeat's reading and its writing
+            another_machine(dog, age_s=0, token="a third")
         wait_for(lambda: lock.lost)
     assert json.loads(path.read_bytes())["token"] == "a third"
 

@@ -146,9 +146,8 @@ def test_what_is_there_is_taken_and_nothing_is_fetched(programs: Path, monkeypat
 
 def test_auto_is_refused_only_where_nothing_can_work(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "gradio", "pyngrok")
-    monkeypatch.setattr(
-        "fastsd_helpers.tunnels.services.programs.PROGRAMS", ()
-    )  # as on a machine that none of them is made for
+    # As on a machine that none of them is made for.
+    monkeypatch.setattr("fastsd_helpers.tunnels.services.programs.known_programs", list)
     with pytest.raises(TunnelError) as caught:
         require_shareable(TunnelConfig())
     for part in (

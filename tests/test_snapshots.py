@@ -9,6 +9,7 @@ import snapshots
 
 import fastsd_helpers.captions.prompts
 import fastsd_helpers.cli.parser
+from fastsd_helpers.downloads.table import read_table
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 # What is promised to those who write programs on top, under these names and no others.
@@ -87,7 +88,7 @@ def test_a_lost_a_new_and_a_changed_name_are_each_told(monkeypatch: pytest.Monke
 
 def test_a_lost_flag_and_a_new_command_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshots.help_texts()
-    monkeypatch.setattr(fastsd_helpers.cli.dreambooth_commands, "add_root", lambda parser: None)
+    monkeypatch.setitem(read_table("cli/commands.toml")["shared"], "root", {})
     lost = snapshots.differences(before, snapshots.help_texts())
     assert len(lost) > 5
     assert all(line.startswith("-") and " --root DIR" in line for line in lost)

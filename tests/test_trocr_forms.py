@@ -1,6 +1,7 @@
 """What the handwriting notebook shows: confidences, the correction table, teaching, comparing, the shared page."""
 
 import pytest
+from contrast import contrast
 from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
@@ -9,7 +10,6 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig
 from fastsd_helpers.forms.trocr import reading_view
 from fastsd_helpers.forms.widgets.loss_curve import draw_rate_curve
-from fastsd_helpers.forms.widgets.style import contrast
 from fastsd_helpers.forms.widgets.view import draw_table
 from fastsd_helpers.trocr.model.line import Line, Token
 from fastsd_helpers.trocr.reading.serve import ServeConfig

@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from fastsd_helpers.wording import count_in_words, for_notebook
 PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
 # Said on the command line alone, or read by programs: lists of flags, patterns, model cards, the guards' own process.
 ELSEWHERE = ("cli/", "bench/", "webui/guards/", "webui/arguments.py", "wording.py", "story.py", "demo/")
+# Messages in tables.
+TABLES = ("webui/running/crashes.toml", "wheels/failures.toml", "wheels/known_bad.toml")
 FLAG = re.compile(r"(?<![\w-])--[a-z{]")
 OTHER_PROGRAMS = re.compile(r"`uv [^`]*`|pip install [^\n.]*|'--lowram'")
 
@@ -65,6 +68,10 @@ def messages_with_flags() -> list[tuple[str, str]]:
             sentence = " " in text.strip() and not text.startswith(("# ", "-")) and "(?P<" not in text
             if sentence and (FLAG.search(text) or re.search(r"\bfastsd [a-z]+ ", text)):
                 found.append((f"{name}:{line}", text))
+    for name in TABLES:
+        rows = tomllib.loads((PACKAGE / name).read_text(encoding="utf-8")).values()
+        texts = [row.get(key, "") for table in rows for row in table for key in ("what", "meaning", "hint", "todo")]
+        found += [(name, text) for text in texts if FLAG.search(text) or re.search(r"\bfastsd [a-z]+ ", text)]
     return found
 
 

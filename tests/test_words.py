@@ -89,7 +89,7 @@ def found_in(path: Path) -> list[str]:
 def test_no_text_says_in_other_words_what_the_field_has_a_term_for() -> None:
     package = [
         path
-        for path in (ROOT / "fastsd_helpers").rglob("*.py")
+        for path in (*(ROOT / "fastsd_helpers").rglob("*.py"), *(ROOT / "fastsd_helpers").glob("*/**/*.toml"))
         if path != ROOT / "fastsd_helpers" / "captions" / "prompts.py"
     ]
     pages = [

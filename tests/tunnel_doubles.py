@@ -189,8 +189,8 @@ def keep(
 
     machine = programs.this_machine()
     row = programs.Program(name, "1", machine, url or "http://127.0.0.1:9/", hashlib.sha256(data).hexdigest(), size)
-    others = tuple(one for one in programs.PROGRAMS if one.name != name)
-    monkeypatch.setattr(programs, "PROGRAMS", (row, *others))
+    others = [one for one in programs.known_programs() if one.name != name]
+    monkeypatch.setattr(programs, "known_programs", lambda: [row, *others])
     place = programs.programs_folder() / f"{name}-1-{machine.replace(' ', '-')}"
     if kept:
         place.write_bytes(data)

@@ -5,17 +5,22 @@ from typing import Any
 
 from fastsd_helpers import bench
 from fastsd_helpers.cli.answers import Answer
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
+from fastsd_helpers.cli.flags import command, command_group, given_values
 
 __all__ = ["add_commands"]
 
 
 def add_commands(commands: Any) -> None:
     """Add the group `bench` to the parser."""
-    group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
+    group = command_group(commands, "bench")
+    groups: dict[str, Any] = {"": group}
     for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, row.about)
-        add_flags(measuring, bench.load_benchmark(name).Settings)
+        parent, _blank, own = name.rpartition(" ")  # "trocr pages" goes on from trocr, which measures by itself too
+        if parent and not isinstance(groups[parent], argparse._SubParsersAction):
+            groups[parent] = groups[parent].add_subparsers(metavar="")
+        groups[name] = measuring = command(
+            groups[parent], own, measure, bench.load_benchmark(name).Settings, help=row.about
+        )
         measuring.set_defaults(benchmark=name)
 
 

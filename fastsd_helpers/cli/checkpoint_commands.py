@@ -1,7 +1,6 @@
 """The commands `fastsd convert` and `fastsd inspect`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import options
@@ -9,7 +8,7 @@ from fastsd_helpers.checkpoints import converter, inspector
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
-from fastsd_helpers.cli.flags import add_flags, command, given_values
+from fastsd_helpers.cli.flags import command, given_values
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.wording import count_in_words
@@ -19,33 +18,8 @@ __all__ = ["add_commands"]
 
 def add_commands(commands: Any) -> None:
     """Add `convert` and `inspect` to the parser."""
-    about = (
-        "convert between a Diffusers folder and a single-file checkpoint, or a LoRA between diffusers and kohya keys"
-    )
-    converting = command(commands, "convert", convert, about)
-    converting.add_argument(
-        "src", metavar="SRC", type=Path, help="source: Diffusers folder, .safetensors, .ckpt or a LoRA"
-    )
-    converting.add_argument(
-        "dst",
-        metavar="DST",
-        type=Path,
-        help="destination: a name that ends in .safetensors or .ckpt for a single file, else a folder",
-    )
-    converting.add_argument(
-        "--merge",
-        metavar="LORA[:STRENGTH]",
-        action="append",
-        default=[],
-        help=(
-            "merge a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) into the model's weights, with weight 1 or as given; "
-            "repeatable"
-        ),
-    )
-    add_flags(converting, ConvertConfig)
-    inspecting = command(commands, "inspect", inspect, "identify a model file and list its problems")
-    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
-    add_flags(inspecting, InspectConfig)
+    command(commands, "convert", convert, ConvertConfig)
+    command(commands, "inspect", inspect, InspectConfig)
 
 
 def convert(chosen: argparse.Namespace) -> Answer:

@@ -1,15 +1,18 @@
 """The group `fastsd dreambooth`: each command calls one function of the library and says what came of it."""
 
 import argparse
+import contextlib
+import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import drive, files, sessions
 from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
 from fastsd_helpers.cli.answers import Answer, open_session, pairs, plain, section, table
-from fastsd_helpers.cli.flags import add_flags, add_root, command, given_values, subcommands
+from fastsd_helpers.cli.flags import command, command_group, given_values
 from fastsd_helpers.dreambooth.dataset import captioning, preparing
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.results import hub_upload, learned
@@ -18,9 +21,11 @@ from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.running import engine, out_of_memory
 from fastsd_helpers.dreambooth.running.live import Journal
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import bytes_in, size_in_words
+from fastsd_helpers.processes import LOST, rank_here, watched_over
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.wording import label_of
 
 __all__ = ["add_commands"]
@@ -28,100 +33,18 @@ __all__ = ["add_commands"]
 
 def add_commands(commands: Any) -> None:
     """Add the group `dreambooth` to the parser."""
-    group = subcommands(
-        commands.add_parser("dreambooth", help="DreamBooth: fine-tune Stable Diffusion on a subject from 5-30 photos")
-    )
-    _session_command(group, "new", new_session, "create a session: the folder that keeps everything about one subject")
-    listing = command(group, "list", list_sessions, "list the sessions with progress and disk usage")
-    add_root(listing)
-    _session_command(group, "show", show_session, "show a session: progress, settings, images, checkpoints")
-    preparing = _session_command(group, "prepare", prepare, "prepare the dataset: read, check and crop the photos")
-    add_flags(preparing, PrepareConfig)
-    training = _session_command(group, "train", train, "train, or resume an interrupted run")
-    add_flags(training, DreamBoothConfig)
-    training.add_argument("--restart", action="store_true", help="start again from step 0; settings may differ")
-    training.add_argument(
-        "--take-over", action="store_true", help="break the lock of a session that another machine still seems to use"
-    )
-    training.add_argument(
-        "--more-steps",
-        metavar="N",
-        type=_count,
-        default=0,
-        help="after a finished run, train N more steps (1 or more), with the settings given "
-        "now and the photos and captions as they are now",
-    )
-    training.add_argument(
-        "--more-text-encoder-steps",
-        metavar="N",
-        type=_count,
-        default=0,
-        help="the same for the text encoder, N steps (1 or more) before those of --more-steps",
-    )
-    about = (
-        "show the plan without training: steps, minutes, bytes, memory, chosen settings; times a few steps and "
-        "discards them"
-    )
-    training.add_argument("--dry-run", action="store_true", help=about)
-    _add_results(group)
-    _add_rest(group)
-
-
-def _add_results(group: Any) -> None:
-    sampling = _session_command(group, "sample", sample, "generate images with a session's latest checkpoint")
-    add_flags(sampling, SampleConfig)
-    exporting = _session_command(group, "export", export, "export a session's checkpoint to a single model file")
-    add_flags(exporting, ExportConfig)
-
-
-def _add_rest(group: Any) -> None:
-    deleting = _session_command(group, "delete", delete, "delete a session, or one of its checkpoints, after asking")
-    deleting.add_argument("--checkpoint", metavar="NAME", help="delete only this checkpoint (`show` lists them)")
-    deleting.add_argument("--yes", action="store_true", help="do not ask")
-    about = "import a session of the old fast-DreamBooth notebook, or somebody else's folder"
-    importing = _session_command(group, "import", import_session, about)
-    importing.add_argument(
-        "--from",
-        dest="source",
-        metavar="DIR",
-        type=Path,
-        help="source folder, which is only read; default: the folder of that name among the sessions",
-    )
-    about = "show and edit the captions: the exact prompt of every image"
-    captioning = _session_command(group, "caption", caption, about)
-    captioning.add_argument("--set", metavar="FILE=WORDS", action="append", default=[], help="caption of one image")
-    captioning.add_argument(
-        "--auto", action="store_true", help="caption the images that have no caption of their own with a BLIP model"
-    )
-    captioning.add_argument(
-        "--captioner", metavar="MODEL", default="", help="Hub id or folder of the BLIP model for --auto"
-    )
-    captioning.add_argument(
-        "--clear",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="remove the caption: the words of the file name are the prompt again",
-    )
-    about = "upload a finished model to the Hugging Face Hub, private unless --no-private (needs HF_TOKEN)"
-    uploading = _session_command(group, "upload", upload, about)
-    add_flags(uploading, UploadConfig)
-
-
-def _count(word: str) -> int:
-    """A whole number from 1; argparse says what is wrong with another word."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not an integer of 1 or more")
-    return int(word)
-
-
-def _session_command(
-    group: Any, name: str, run: Callable[[argparse.Namespace], Answer], help: str
-) -> argparse.ArgumentParser:
-    parser = command(group, name, run, help)
-    parser.add_argument("session", metavar="SESSION", help="name of the session")
-    add_root(parser)
-    return parser
+    group = command_group(commands, "dreambooth")
+    command(group, "new", new_session)
+    command(group, "list", list_sessions)
+    command(group, "show", show_session)
+    command(group, "prepare", prepare, PrepareConfig)
+    command(group, "train", train, DreamBoothConfig)
+    command(group, "sample", sample, SampleConfig)
+    command(group, "export", export, ExportConfig)
+    command(group, "delete", delete)
+    command(group, "import", import_session)
+    command(group, "caption", caption)
+    command(group, "upload", upload, UploadConfig)
 
 
 def new_session(chosen: argparse.Namespace) -> Answer:
@@ -158,7 +81,7 @@ def _progress(stage: str | None, step: int, steps: int) -> str:
 def show_session(chosen: argparse.Namespace) -> Answer:
     session = open_session(chosen)
     summary = next(item for item in sessions.list_sessions(session.folder.parent) if item.folder == session.folder)
-    kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
+    kept = [(path.name, bytes_in(path)) for path in children(session.checkpoints)]
     # The model card and its image lie beside them.
     models = (path for path in session.exports.glob("[!.]*") if path.suffix in (".safetensors", ".ckpt"))
     exported = [(path, path.stat().st_size) for path in sorted(models)]
@@ -192,10 +115,6 @@ def show_session(chosen: argparse.Namespace) -> Answer:
     return Answer(data, lines)
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
-
-
 def prepare(chosen: argparse.Namespace) -> Answer:
     config = PrepareConfig(**given_values(chosen, PrepareConfig))
     session = open_session(chosen)
@@ -215,7 +134,7 @@ def train(chosen: argparse.Namespace) -> Answer:
             {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
         )
     # Whoever watches from a notebook reads what the journal notes.
-    with out_of_memory.explain_shortage(session):
+    with out_of_memory.explain_shortage(session), _quiet_beside_the_first():
         result = engine.train(
             config,
             session,
@@ -240,6 +159,25 @@ def train(chosen: argparse.Namespace) -> Answer:
         ),
     ]
     return Answer({"session": session.name, **plain(result)}, lines)
+
+
+@contextlib.contextmanager
+def _quiet_beside_the_first() -> Iterator[None]:
+    """Of several processes that train together the first one speaks; the others end without a word when it stops."""
+    if rank_here() == 0:
+        yield
+        return
+    logging.getLogger("fastsd_helpers").setLevel(logging.WARNING)
+    try:
+        yield
+    except Interrupted:
+        sys.exit(0)
+    except TrainingFailed as err:
+        if err.problem.startswith(LOST) and watched_over() is None:
+            sys.exit(0)  # who has ended is known to the one that started them
+        raise
+    if watched_over() is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def sample(chosen: argparse.Namespace) -> Answer:
@@ -271,7 +209,7 @@ def delete(chosen: argparse.Namespace) -> Answer:
     what, folder = f"the session {session.name}{_with_photos(session.folder)}", session.folder
     if chosen.checkpoint:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
-        if folder not in _folders_in(session.checkpoints):
+        if folder not in children(session.checkpoints):
             sessions.delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
     question = f"Delete {what} ({size_in_words(bytes_in(folder))})?"
     if not chosen.yes and not _agreed(question, folder):

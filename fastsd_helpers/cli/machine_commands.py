@@ -1,7 +1,6 @@
 """The commands about this machine: `fastsd doctor` and `fastsd install`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import doctor, wheels
@@ -14,25 +13,8 @@ __all__ = ["add_commands"]
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
-    examining = command(
-        commands,
-        "doctor",
-        examine,
-        "environment report: hardware, versions, what is missing and how to fix it (no secrets)",
-    )
-    examining.add_argument("--root", metavar="DIR", type=Path, help="the sessions folder whose disk is checked")
-    about = "install the packages a workflow needs and this Python lacks, hash-checked"
-    installing = command(commands, "install", install, about)
-    installing.add_argument("workflow", metavar="{dreambooth,webui,trocr,trocr-int8}", help="workflow to install")
-    installing.add_argument("--dry-run", action="store_true", help="only show what would be installed")
-    installing.add_argument(
-        "--wheels", metavar="DIR", type=Path, help="install from this folder of wheels, with no network"
-    )
-    about = (
-        "wheel cache: keep the wheels in one archive in this folder (on Drive, for example) and install from it the "
-        "next time"
-    )
-    installing.add_argument("--cache", metavar="DIR", type=Path, help=about)
+    command(commands, "doctor", examine)
+    command(commands, "install", install)
 
 
 def examine(chosen: argparse.Namespace) -> Answer:

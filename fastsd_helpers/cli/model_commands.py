@@ -6,7 +6,7 @@ from typing import Any
 
 from fastsd_helpers import controlnet, downloads, files, model_lookup, registry
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
-from fastsd_helpers.cli.flags import command, subcommands
+from fastsd_helpers.cli.flags import command, command_group
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
@@ -19,38 +19,13 @@ _UNCHECKED = "Sizes and hashes are from published lists; a download that does no
 
 def add_commands(commands: Any) -> None:
     """Add the groups `models` and `controlnet` to the parser."""
-    models = subcommands(commands.add_parser("models", help="list, describe and download models"))
-    listing = command(models, "list", list_models, "list the model keys with family, size, GPU memory and licence")
-    listing.add_argument(
-        "--all", action="store_true", help="also recognition models, VAEs and single-file checkpoints for web UIs"
-    )
-    show = command(models, "show", show_model, "show a model's source, licence and defaults")
-    show.add_argument("key", metavar="KEY", help="a key from `fastsd models list --all`")
-    getting = command(models, "get", get_model, "download a model, complete and verified")
-    getting.add_argument("ref", metavar="KEY|REPO|URL|PATH", help="a key, a Hub id (owner/name), a link or a path")
-    getting.add_argument(
-        "--file", action="store_true", help="for a key: download the single-file checkpoint that web UIs load"
-    )
-    getting.add_argument("--to", metavar="DIR", type=Path, help="folder for a single file (default: the models cache)")
-    getting.add_argument("--name", metavar="FILE", help="file name to save as (default: its own)")
-    getting.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the file")
-    getting.add_argument("--overwrite", action="store_true", help="replace an existing file of that name that differs")
-
-    controls = subcommands(
-        commands.add_parser("controlnet", help="list and download ControlNets for a base model and a web UI")
-    )
-    listing = command(controls, "list", list_controlnets, "list the ControlNets for a base model and a web UI")
-    _add_pair(listing)
-    listing.add_argument("--task", help="only this task, such as canny")
-    getting = command(controls, "get", get_controlnets, "download ControlNets under the file names web UIs recognise")
-    getting.add_argument("what", metavar="TASK|KEY|all", help="a task (canny), a key from `list`, or all that fit")
-    _add_pair(getting, needs_ui=True)
-    getting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the web UI's ControlNet folder")
-
-
-def _add_pair(parser: argparse.ArgumentParser, *, needs_ui: bool = False) -> None:
-    parser.add_argument("--base", metavar="KEY", required=True, help="the base model: a key such as sd15 or sdxl")
-    parser.add_argument("--ui", metavar="UI", required=needs_ui, help="a1111, forge-neo, comfyui or playground")
+    models = command_group(commands, "models")
+    command(models, "list", list_models)
+    command(models, "show", show_model)
+    command(models, "get", get_model)
+    controls = command_group(commands, "controlnet")
+    command(controls, "list", list_controlnets)
+    command(controls, "get", get_controlnets)
 
 
 def list_models(chosen: argparse.Namespace) -> Answer:

@@ -7,9 +7,8 @@ from typing import Any
 
 from fastsd_helpers import playground, tunnels, webui
 from fastsd_helpers.cli.answers import Answer, pairs, plain
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
-from fastsd_helpers.cli.passwords import add_password_flags
-from fastsd_helpers.cli.sharing import add_link_flags, add_share_flag, link_settings, show, show_link
+from fastsd_helpers.cli.flags import command, command_group, given_values
+from fastsd_helpers.cli.sharing import link_settings, show, show_link
 from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
 from fastsd_helpers.playground import PlaygroundConfig
 from fastsd_helpers.processes import LogTail
@@ -26,84 +25,16 @@ __all__ = ["add_commands"]
 
 def add_commands(commands: Any) -> None:
     """Add `webui`, `tunnel` and `playground` to the parser; help and limits come from the settings classes."""
-    group = subcommands(
-        commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111, Forge Neo or ComfyUI")
-    )
-    installing = command(group, "install", install, "install a web UI into an environment of its own")
-    add_flags(installing, InstallConfig)
-    installing.add_argument(
-        "--extension",
-        metavar="ADDRESS[@COMMIT]",
-        action="append",
-        help="extension to add: an https git address or a folder; it is a program that runs with "
-        "all your rights; repeatable",
-    )
-    _add_launch(group)
-    _add_place(group)
-    for name, run, about in (
-        ("status", status, "whether a web UI is running, since when, and where its log is"),
-        ("log", show_log, "show the last lines of the web UI's log"),
-        ("stop", stop, "stop a web UI, whoever started it"),
-    ):
-        _add_where(command(group, name, run, about))
-    link = command(
-        commands, "tunnel", tunnel, "share a program on this machine through a tunnel: a public link behind a login"
-    )
-    link.add_argument("number", metavar="PORT", type=int, help="local port the program listens on")
-    add_flags(link, TunnelConfig)
-    page = command(commands, "playground", play, "web page to try one model or session right away")
-    page.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
-    add_flags(page, PlaygroundConfig)
-    add_link_flags(page)
-    add_password_flags(page)
-
-
-def _add_launch(group: Any) -> None:
-    start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C stops it")
-    add_flags(start, LaunchConfig)
-    add_share_flag(
-        start, "also open a tunnel: a public link with a login; without a value: the first service that works"
-    )
-    add_link_flags(start)
-    start.add_argument(
-        "--background", action="store_true", help="run in the background: return when it answers and leave it running"
-    )
-    start.add_argument("--dry-run", action="store_true", help="only show what would be started, and why")
-    start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of this machine's")
-    start.add_argument("--family", metavar="FAMILY", help="with --dry-run: for a model of this family, such as sdxl")
-    start.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
-
-
-def _add_place(group: Any) -> None:
-    place = command(
-        group,
-        "place",
-        place_models,
-        "place a model, session, LoRA, VAE, ControlNet, ... in the folder where the web UI looks for it",
-    )
-    place.add_argument(
-        "model", metavar="MODEL", help="key, file, folder, link, Hub id or session; for a ControlNet its task"
-    )
-    place.add_argument(
-        "--kind",
-        default="auto",
-        choices=("auto", *KINDS),
-        metavar="KIND",
-        help=f"{', '.join(KINDS)}; auto: detected (default)",
-    )
-    place.add_argument("--base", metavar="KEY", help="with --kind controlnet: the base model it is for, such as sd15")
-    place.add_argument(
-        "--t5", default="auto", choices=T5_SIZES, help="T5 precision: dtype of Flux's large text encoder"
-    )
-    place.add_argument("--gpu", choices=sorted(GPUS), help="choose sizes for this GPU instead of this machine's")
-    place.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
-    _add_where(place)
-
-
-def _add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ui", default="a1111", metavar="UI", help="a1111, forge-neo or comfyui (default: a1111)")
-    parser.add_argument("--folder", metavar="DIR", help="folder of the web UI's code, the one given at installation")
-    parser.add_argument("--store", metavar="DIR", help="data directory, the one given at installation")
+    group = command_group(commands, "webui")
+    command(group, "install", install, InstallConfig)
+    command(group, "launch", launch, LaunchConfig, choices={"--gpu": sorted(GPUS)})
+    known = {"--gpu": sorted(GPUS), "--kind": ("auto", *KINDS), "--t5": T5_SIZES}
+    command(group, "place", place_models, choices=known)
+    command(group, "status", status)
+    command(group, "log", show_log)
+    command(group, "stop", stop)
+    command(commands, "tunnel", tunnel, TunnelConfig)
+    command(commands, "playground", play, PlaygroundConfig)
 
 
 def install(chosen: argparse.Namespace) -> Answer:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import logging
 import os
 import re
 import threading
@@ -30,10 +29,9 @@ from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
 from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.runtime import logger
 
 __all__ = ["Wanted", "fetch", "fetch_all", "models_folder", "wanted_file"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)

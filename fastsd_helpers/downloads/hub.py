@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import time
@@ -32,7 +31,7 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import redact, secret
+from fastsd_helpers.runtime import logger, redact, secret
 
 __all__ = [
     "CHANGED_ON_THE_WAY",
@@ -44,8 +43,6 @@ __all__ = [
     "offline",
     "with_retries",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SPARE_BYTES = 200 * 2**20  # room left over after a download, so that the machine stays usable
 PAUSES_S = (1.0, 4.0)  # before the second and the third question, when the Hub names no time

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastsd_helpers.errors import FastSDError, ModelError, UnsafeModel
+from fastsd_helpers.wording import list_some
 
 __all__ = ["removed_when_refused", "snapshot_of"]
 
@@ -24,7 +25,7 @@ def snapshot_of(root: Path) -> Path | None:
         if not models:
             return None
         raise ModelError(
-            f"{root} is a Hub cache of {len(models)} model{'s' * (len(models) > 1)}: {_shown(models)}.",
+            f"{root} is a Hub cache of {len(models)} model{'s' * (len(models) > 1)}: {list_some(models, 5)}.",
             f"Give one of them, such as {root / models[0]}.",
         )
     snapshots = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
@@ -40,8 +41,8 @@ def snapshot_of(root: Path) -> Path | None:
             f"{root} is the Hub cache of a model and holds no snapshot of it.", "Download the model again."
         )
     raise ModelError(
-        f"{root} is a Hub cache with {len(snapshots)} snapshots ({_shown([path.name for path in snapshots])}), and "
-        "refs/main names none of them.",
+        f"{root} is a Hub cache with {len(snapshots)} snapshots ({list_some((path.name for path in snapshots), 5)}), "
+        "and refs/main names none of them.",
         f"Give one of them, such as {snapshots[0]}.",
     )
 
@@ -88,7 +89,3 @@ def _remove_new(place: Path, before: set[Path]) -> None:
     for path in sorted(_listed(place) - before, reverse=True):  # what is in a folder before the folder
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,7 +1,6 @@
 """One file of a Hub repository, through huggingface_hub (its cache, tokens, Xet storage and HF_ENDPOINT)."""
 
 import functools
-import logging
 from pathlib import Path
 
 from fastsd_helpers.downloads.content import look_at_arrived
@@ -17,10 +16,9 @@ from fastsd_helpers.downloads.hub_cache import removed_when_refused
 from fastsd_helpers.downloads.links import HubFile
 from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import remembered_sha256
+from fastsd_helpers.runtime import logger
 
 __all__ = ["fetch_hub_file"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def fetch_hub_file(

@@ -3,18 +3,15 @@
 import email.utils
 import errno
 import http.client
-import logging
 import re
 import time
 import urllib.error
 from urllib.parse import urlsplit
 
 from fastsd_helpers.errors import DownloadError
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.runtime import logger, redact
 
 __all__ = ["BUSY", "PAUSES_S", "Failures"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
 _LONGEST_WAIT_S = 120.0  # of what a server asks for in Retry-After

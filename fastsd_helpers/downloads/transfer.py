@@ -4,7 +4,6 @@ import errno
 import hashlib
 import http.client
 import json
-import logging
 import os
 import re
 import ssl
@@ -20,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 from fastsd_helpers.downloads.retries import BUSY, Failures
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.files import check_room, file_errors, write_all
+from fastsd_helpers.processes.notes import read_object
+from fastsd_helpers.runtime import logger
 
 __all__ = ["Answer", "Remote", "ask", "discard", "part_name", "transfer"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TIMEOUT_S = 60.0  # without a byte
 _CHUNK_BYTES = 1 << 20
@@ -218,11 +217,8 @@ class _Note:
     @classmethod
     def read(cls, part: Path, sha256: str | None) -> "_Note | None":
         """The note, when it shows that going on is safe."""
-        try:
-            said = json.loads(_note_path(part).read_text(encoding="utf-8"))
-            note = cls(said.get("etag"), said.get("sha256"))
-        except (OSError, ValueError, AttributeError):
-            return None
+        said = read_object(_note_path(part))
+        note = cls(said.get("etag"), said.get("sha256"))
         if sha256 is not None and note.sha256 == sha256:
             return note
         return note if note.etag and note.sha256 == sha256 else None

@@ -16,7 +16,9 @@ __all__ = [
     "choose_lora_rates",
     "choose_optimizer",
     "choose_precision",
+    "choose_prior",
     "choose_steps",
+    "rows_per_step",
 ]
 
 # The number of photos that a model's own steps are meant for: SD 1.5's 1500 steps are 100 a photo then, the number
@@ -24,6 +26,7 @@ __all__ = [
 _PHOTOS = 15
 # Too few steps teach nothing, whatever the number of photos; too many only repeat them.
 _FEWEST, _MOST = 1 / 3, 3.0
+_CLASS_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -151,3 +154,16 @@ def choose_checkpointing(wanted: bool | None, device: Device) -> tuple[bool, str
     if small:
         return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
     return False, ""
+
+
+def rows_per_step(config: Any, spec: ModelSpec) -> float:
+    """How many times the model's own number of images one optimizer step sees; `config` are a run's settings."""
+    own = spec.defaults.get("batch_size", 1)
+    return (config.batch_size or own) * config.accumulation * (config.processes or 1) / own
+
+
+def choose_prior(config: Any) -> dict[str, Any]:
+    """Choose what a run with a class prompt has beside; nothing where its settings switch that off."""
+    if config.class_prompt is None or config.prior_weight == 0 or config.class_images == 0:
+        return {}
+    return {"prior_weight": 1.0, "class_images": _CLASS_IMAGES}

@@ -11,7 +11,9 @@ from fastsd_helpers.dreambooth.presets import (
     choose_lora_rates,
     choose_optimizer,
     choose_precision,
+    choose_prior,
     choose_steps,
+    rows_per_step,
 )
 from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolutions
 from fastsd_helpers.errors import SettingsError
@@ -33,7 +35,7 @@ __all__ = [
 Given = dict[str, Any]
 
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
-_FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
+_FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every", "processes")
 # The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 _FIXED = ("base_model", "method", "preset", "steps", "prediction_type", "zsnr", *_LORA)
@@ -63,8 +65,8 @@ _OFF: Given = {
     "zsnr": None,
     "resolutions": None,
     "keep_best": False,
+    "processes": 1,
 }
-_CLASS_IMAGES = 100
 _CLASS_PROMPT = "a class_prompt (--class-prompt), such as 'a photo of a dog'"
 
 
@@ -134,6 +136,14 @@ class DreamBoothConfig:
     )
     accumulation: int = option(
         1, help="gradient accumulation steps: forward passes per optimizer step", low=1, high=64, advanced=True
+    )
+    processes: int | None = option(
+        None,
+        help="processes, one on each GPU, that share the forward passes of each optimizer step; default: auto, which "
+        "is one on every GPU",
+        low=1,
+        high=64,
+        advanced=True,
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "linear",
@@ -265,6 +275,8 @@ class DreamBoothConfig:
         return config
 
     def __post_init__(self) -> None:
+        if str(self.processes) == "auto":
+            object.__setattr__(self, "processes", None)
         extra = []
         if self.unet_steps == 0 and self.text_encoder_steps == 0:
             extra.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
@@ -370,13 +382,13 @@ def resolve_settings(
     _require_method(config, spec)
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
-        steps, reason = choose_steps(spec, photos, preset=config.preset, rows=_rows_per_step(config, spec))
+        steps, reason = choose_steps(spec, photos, preset=config.preset, rows=rows_per_step(config, spec))
         resolved = _fill(resolved, steps, reason, reasons)
     if config.method == "lora":
         rates, reason = choose_lora_rates(spec)
         resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
-    resolved = _fill(resolved, _choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
+    resolved = _fill(resolved, choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
@@ -407,18 +419,6 @@ def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[st
     if followed and reason:
         reasons.append(f"{reason}: {', '.join(f'{name} {value}' for name, value in followed.items())}")
     return replace(config, **followed)
-
-
-def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
-    """How many times the model's own number of images one optimizer step sees."""
-    own = spec.defaults.get("batch_size", 1)
-    return (config.batch_size or own) * config.accumulation / own
-
-
-def _choose_prior(config: DreamBoothConfig) -> Given:
-    if config.class_prompt is None or config.prior_weight == 0 or config.class_images == 0:
-        return {}
-    return {"prior_weight": 1.0, "class_images": _CLASS_IMAGES}
 
 
 def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = None, finished: bool = False) -> None:

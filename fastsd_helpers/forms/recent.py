@@ -16,8 +16,10 @@ from fastsd_helpers.errors import FastSDError, SessionNotFound
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.widgets.known import OTHER
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import is_old_session
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.sessions.record import RECORD, TWINS
 
 __all__ = [
@@ -187,7 +189,7 @@ def say_twin(name: str, root: Path, part: Path) -> None:
 def remember(folder: Path) -> None:
     """Note in a store that this session was used last; a store that cannot be written is no reason to stop."""
     with contextlib.suppress(OSError, ValueError):
-        note = {"name": folder.name, "id": _identity(folder), "time": time.time()}
+        note = {"name": folder.name, "id": read_object(folder / RECORD).get("id"), "time": time.time()}
         try:
             write_atomic(folder.parent / _LAST, json.dumps(note).encode())
         except FastSDError as err:
@@ -197,22 +199,15 @@ def remember(folder: Path) -> None:
 def _read_last(root: Path) -> tuple[str, float]:
     """Name and time of the session that a notebook opened last; a renamed one is found by its identity."""
     try:
-        note = json.loads((root / _LAST).read_bytes())
+        note = read_object(root / _LAST)
         name, when, identity = str(note["name"]), float(note["time"]), note.get("id")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "", 0.0
     if identity and not (root / name).is_dir():
-        for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            if _identity(folder) == identity:
+        for folder in children(root):
+            if read_object(folder / RECORD).get("id") == identity:
                 return folder.name, when
     return name, when
-
-
-def _identity(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / RECORD).read_bytes()).get("id")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def ago(when: float) -> str:

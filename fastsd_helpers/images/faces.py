@@ -6,7 +6,6 @@ them. Only its files of numbers are used, none of its code. YuNet comes first wh
 
 import functools
 import importlib.util
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +14,12 @@ import numpy as np
 
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
+from fastsd_helpers.runtime import logger
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["Face", "find_faces", "open_networks"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 Face = tuple[float, float, float, float]
 

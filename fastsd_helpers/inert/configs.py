@@ -41,6 +41,12 @@ _QUANTIZERS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 def read_config(path: Path) -> dict[str, Any]:
     """Read one of a model's descriptions, and look at it.
 
+    Args:
+        path: the .json file.
+
+    Returns:
+        The object.
+
     Raises:
         ModelError: it is not a JSON object.
         UnsafeModel: it could make a library load code or files from elsewhere.

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.resources
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,9 @@ from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
 from fastsd_helpers.model_lookup.names import FILE_ENDINGS, Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, models
+from fastsd_helpers.runtime import logger
 
 __all__ = ["fetch_model", "find_folder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def fetch_model(

@@ -10,6 +10,7 @@ from fastsd_helpers.errors import ModelNotFound, SessionError
 from fastsd_helpers.model_lookup import LORA, find_folder, lora_file, require_inert, understand
 from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.sessions import find_session
+from fastsd_helpers.sessions.folders import models_in
 
 __all__ = ["find_lora", "is_lora", "load_lora", "put_beside", "set_strength"]
 
@@ -33,7 +34,7 @@ def find_lora(ref: str, *, root: Path | None = None) -> Path:
     session = find_session(ref, root=root)
     if session is not None:
         newest = session.finished_model()
-        made = [newest, *(path for path in session.exports.glob("*.safetensors") if not path.name.startswith("."))]
+        made = [newest, *models_in(session.exports)]
         loras = [path for path in made if is_lora(path)]
         if not loras:
             raise SessionError(

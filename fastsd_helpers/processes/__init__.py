@@ -11,9 +11,23 @@ from fastsd_helpers.processes.environment import (
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
+from fastsd_helpers.processes.ranks import (
+    LOST,
+    OWN_THREADS,
+    PLACE,
+    Ranks,
+    count_gpus,
+    rank_here,
+    take_place,
+    watched_over,
+    world_here,
+)
 from fastsd_helpers.processes.stopping import stop_signals
 
 __all__ = [
+    "LOST",
+    "OWN_THREADS",
+    "PLACE",
     "Child",
     "ChildEnded",
     "ChildMute",
@@ -22,7 +36,9 @@ __all__ = [
     "LocalProcess",
     "LockHeld",
     "LogTail",
+    "Ranks",
     "boot_id",
+    "count_gpus",
     "end_group",
     "environment_for",
     "file_lock",
@@ -30,6 +46,10 @@ __all__ = [
     "looks_secret",
     "machine_id",
     "names_set",
+    "rank_here",
     "stop_signals",
+    "take_place",
+    "watched_over",
     "with_this_package",
+    "world_here",
 ]

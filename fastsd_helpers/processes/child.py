@@ -133,13 +133,24 @@ class Child:
         return self._popen.poll() is None
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
+        """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds.
+
+        Args:
+            timeout_s: None: for as long as it runs.
+
+        Returns:
+            The exit code, or None.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._popen.wait(timeout_s)
         return None
 
     def last_lines(self, count: int = 20) -> list[str]:
-        """The last lines it wrote, without colours and hidden texts."""
+        """The last lines it wrote, without colours and hidden texts.
+
+        Args:
+            count: how many, at most.
+        """
         tail = LogTail(self._log)
         tail.read(ended=not self._may_say_more())
         return list(tail.last)[-count:]
@@ -150,6 +161,9 @@ class Child:
         Args:
             find: returns None for a line that is not the one; what it raises ends the waiting.
             deadline: on the clock of `time.monotonic`, in seconds.
+
+        Returns:
+            What `find` has returned.
 
         Raises:
             ChildEnded: it ended first.
@@ -177,7 +191,11 @@ class Child:
         return False
 
     def close(self, grace_s: float = 3) -> None:
-        """Ask it and all it started to end, and end them if they do not; calling it twice is harmless."""
+        """Ask it and all it started to end, and end them if they do not; calling it twice is harmless.
+
+        Args:
+            grace_s: seconds between asking and ending.
+        """
         end_group(self.process, grace_s=grace_s, popen=self._popen)
         for stream in (self._popen.stdin, self.output):
             if stream is not None:
@@ -266,7 +284,11 @@ class LogTail:
         self.last: deque[str] = deque(maxlen=keep)
 
     def read(self, *, ended: bool = False) -> list[str]:
-        """The lines that came since the last call; with `ended` also one that lacks its end."""
+        """The lines that came since the last call; with `ended` also one that lacks its end.
+
+        Args:
+            ended: whether nothing more will come.
+        """
         data = self._new_bytes()
         self._position += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")

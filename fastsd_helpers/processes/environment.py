@@ -153,7 +153,11 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
 
 
 def is_found_anyway(folder: Path) -> bool:
-    """Whether a folder is one of those in which every start of this Python looks for packages."""
+    """Whether a folder is one of those in which every start of this Python looks for packages.
+
+    Args:
+        folder: such as the one that holds this package.
+    """
     places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     places += [*site.getsitepackages(), site.getusersitepackages()]
     return folder.resolve() in {Path(place).resolve() for place in places}
@@ -164,6 +168,9 @@ def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
 
     A folder where it looks anyway is not named: that would come before Python's own modules, and what lies in it under
     the name of one, such as the old pathlib of Colab's image of July 2025, would take its place.
+
+    Args:
+        environment: names and values; it is left as it is.
     """
     home = Path(__file__).resolve().parents[2]
     places = [*([] if is_found_anyway(home) else [str(home)]), environment.get("PYTHONPATH", "")]
@@ -178,10 +185,18 @@ def _is_secret(value: str, *, may_have_password: bool) -> bool:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable of this name most likely holds a token, a key or a password, or leads to one."""
+    """Whether a variable of this name most likely holds a token, a key or a password, or leads to one.
+
+    Args:
+        name: of the variable.
+    """
     return bool(_SECRET_NAME.search(name))
 
 
 def names_set(*beginnings: str) -> list[str]:
-    """The names of the variables that are set and begin like one of these, sorted; no value is looked at."""
+    """The names of the variables that are set and begin like one of these, sorted; no value is looked at.
+
+    Args:
+        *beginnings: such as `HF_`.
+    """
     return sorted(name for name in os.environ if name.startswith(beginnings))

@@ -20,12 +20,23 @@ class LocalProcess:
 
     @classmethod
     def of(cls, pid: int) -> "LocalProcess":
-        """Name a process that is running now."""
+        """Name a process that is running now.
+
+        Args:
+            pid: its number.
+
+        Returns:
+            The process, by its number and the time of its start.
+        """
         return cls(pid, _start_of(pid))
 
     @classmethod
     def me(cls) -> "LocalProcess":
-        """Name the process that asks."""
+        """Name the process that asks.
+
+        Returns:
+            This process.
+        """
         return cls.of(os.getpid())
 
     def is_alive(self) -> bool:
@@ -48,7 +59,11 @@ class LocalProcess:
 
 
 def boot_id() -> str:
-    """Name this start of this machine; empty where the system has no such name. Source: random(4)."""
+    """Name this start of this machine; empty where the system has no such name. Source: random(4).
+
+    Returns:
+        The name, or an empty text.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -57,7 +72,11 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """Name this start of this machine, and the process namespace: a container cannot see another one's processes."""
+    """Name this start of this machine, and the process namespace: a container cannot see another one's processes.
+
+    Returns:
+        The name.
+    """
     with contextlib.suppress(OSError):
         if boot := boot_id():
             return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

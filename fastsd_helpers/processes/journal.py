@@ -5,7 +5,6 @@ passed over; a new run begins a new file, whose first row says which process wri
 """
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.processes.identity import LocalProcess
+from fastsd_helpers.runtime import logger
 
 __all__ = ["JournalTail", "JournalWriter"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 class JournalWriter:
@@ -32,7 +30,11 @@ class JournalWriter:
         self._file: int | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row."""
+        """Write one row.
+
+        Args:
+            row: as JSON has it.
+        """
         try:
             if self._file is None:
                 self._file = self._open()

@@ -2,15 +2,14 @@
 
 import contextlib
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["LockHeld", "file_lock"]
+from fastsd_helpers.runtime import logger
 
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["LockHeld", "file_lock"]
 
 _HELD = {errno.EAGAIN, errno.EACCES}
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOLCK, errno.EINVAL}

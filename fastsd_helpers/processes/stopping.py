@@ -11,7 +11,11 @@ __all__ = ["stop_signals"]
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C stops at once."""
+    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C stops at once.
+
+    Yields:
+        The flag, set once a signal has come.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -9,9 +9,10 @@ from pathlib import Path
 from fastsd_helpers.drive import deletion_note, keeps_trash, remove_emptied, sessions_root
 from fastsd_helpers.errors import SessionError
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.sessions.lock import SessionLock
 from fastsd_helpers.sessions.record import read_record
-from fastsd_helpers.sessions.session import Session, children, folder_of
+from fastsd_helpers.sessions.session import Session, folder_of
 
 __all__ = ["delete_checkpoint", "delete_session", "room_note"]
 

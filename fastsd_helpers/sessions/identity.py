@@ -15,7 +15,6 @@ id, and so finds what it left on this machine.
 
 import contextlib
 import json
-import logging
 import os
 import unicodedata
 import uuid
@@ -24,11 +23,12 @@ from typing import Any
 
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import scratch_root, write_atomic
+from fastsd_helpers.processes.notes import read_object
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.sessions.record import RECORD, read_record, write_record
 
 __all__ = ["claim_scratch", "needs_settling", "settle_identity"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def needs_settling(folder: Path, record: dict[str, Any]) -> bool:
@@ -86,18 +86,17 @@ def _plain(name: str) -> str:
 def _twin_beside(folder: Path, identity: str) -> Path | None:
     """Another session of the same root with this id."""
     try:
-        beside = sorted(entry.path for entry in os.scandir(folder.resolve().parent) if entry.is_dir())
+        beside = children(folder.resolve().parent)
     except OSError:
         return None
-    paths = (Path(path) for path in beside if not Path(path).name.startswith("."))
-    return next((path for path in paths if _is_other(path, folder) and _has_id(path, identity)), None)
+    return next((path for path in beside if _is_other(path, folder) and _has_id(path, identity)), None)
 
 
 def _twin_elsewhere(folder: Path, identity: str) -> Path | None:
     """The folder that last used this id on this machine, when it is another one and still there."""
     try:
-        path = Path(json.loads((scratch_root() / f"{identity}.home").read_bytes())["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path = Path(read_object(scratch_root() / f"{identity}.home")["folder"])
+    except (KeyError, TypeError):
         return None
     return path if _is_other(path, folder) and _has_id(path, identity) else None
 

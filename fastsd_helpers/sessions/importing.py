@@ -6,7 +6,6 @@ the same name. What is imported is copied; the folder it comes from is only read
 ours is taken as it is, and nothing in it is moved, changed or deleted; `prepare` puts its prompts together.
 """
 
-import logging
 import os
 import re
 import shutil
@@ -26,14 +25,13 @@ from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomi
 from fastsd_helpers.images.files import PICTURE_SUFFIXES
 from fastsd_helpers.names.code_pages import guess_page
 from fastsd_helpers.names.zips import read_names
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import FOLDERS, Session
 from fastsd_helpers.wording import list_some
 
 __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MOST_MEMBERS = 5_000
 _MOST_BYTES = 256 * 2**20  # of one image

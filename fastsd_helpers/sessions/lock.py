@@ -17,7 +17,6 @@ even then nothing is overwritten.
 import contextlib
 import errno
 import json
-import logging
 import os
 import secrets
 import socket
@@ -31,11 +30,10 @@ from typing import Any
 from fastsd_helpers.errors import DriveError, SessionBusy
 from fastsd_helpers.files import file_errors, write_atomic, write_new
 from fastsd_helpers.processes import LocalProcess, LockHeld, file_lock, machine_id
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.identity import claim_scratch
 
 __all__ = ["LOCK", "SessionLock", "describe_holder", "guarded", "local_holder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 LOCK = ".lock"
 _GUARD = ".lock.guard"

@@ -9,7 +9,6 @@ import copy
 import datetime
 import hashlib
 import json
-import logging
 import re
 import secrets
 import uuid
@@ -20,7 +19,8 @@ from typing import Any
 
 from fastsd_helpers.errors import SessionError
 from fastsd_helpers.files import file_errors, natural_order, write_atomic
-from fastsd_helpers.runtime import install_command
+from fastsd_helpers.processes.notes import read_object
+from fastsd_helpers.runtime import install_command, logger
 
 __all__ = [
     "GENERATION_NAME",
@@ -33,8 +33,6 @@ __all__ = [
     "read_record",
     "write_record",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 SCHEMA = 1
 RECORD = "session.json"
@@ -310,11 +308,6 @@ def _read_manifests(folder: Path) -> list[dict[str, Any]]:
         logger.debug("%s could not be listed: %s.", folder, err)
         return []
     for name in names:
-        try:
-            manifest = json.loads((folder / name / "manifest.json").read_bytes())
-        except (OSError, ValueError) as err:
-            logger.debug("The manifest of checkpoint %s could not be read: %s.", name, err)
-            continue
-        if isinstance(manifest, dict):
+        if manifest := read_object(folder / name / "manifest.json"):
             found.append({**manifest, "name": name})
     return found

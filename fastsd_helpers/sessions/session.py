@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import difflib
-import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from fastsd_helpers.errors import (
     SessionUnfinished,
 )
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.sessions.folders import children, models_in
 from fastsd_helpers.sessions.identity import needs_settling, settle_identity
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
-__all__ = ["FOLDERS", "Session", "SessionSummary", "children", "find_session", "folder_of", "list_sessions"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["FOLDERS", "Session", "SessionSummary", "find_session", "folder_of", "list_sessions"]
 
 FOLDERS = (
     "instance_images",
@@ -228,7 +227,7 @@ class Session:
         Raises:
             SessionUnfinished: it has none yet.
         """
-        made = [path for path in self.exports.glob("*.safetensors") if not path.name.startswith(".")]
+        made = models_in(self.exports)
         if not made:
             raise SessionUnfinished(
                 f"The session {self.name} has no finished model yet.",
@@ -294,10 +293,8 @@ def list_sessions(root: Path | str | None = None) -> list[SessionSummary]:
     """
     folder = sessions_root(root)
     with file_errors(folder, "read"):
-        if not folder.is_dir():
-            return []
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    return [_summarise(folder / name) for name in names]
+        folders = children(folder)
+    return [_summarise(one) for one in folders]
 
 
 def _summarise(folder: Path) -> SessionSummary:
@@ -333,8 +330,7 @@ def _summarise(folder: Path) -> SessionSummary:
 def folder_of(name: str, root: Path) -> Path:
     """The folder of a session under the sessions root; raises SessionNotFound with names like it."""
     with file_errors(root, "read"):
-        there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
-    there = [found for found in there if not found.startswith(".")]
+        there = [found.name for found in children(root)]
     # Looked up in the listing, never joined: a name such as `../x` cannot leave the root, while folders of the old
     # notebook open under names that would be refused for a new session.
     for candidate in (name, name.strip().replace(" ", "_")):
@@ -351,10 +347,3 @@ def folder_of(name: str, root: Path) -> Path:
 def _count(folder: Path) -> int:
     entries = os.scandir(folder) if folder.is_dir() else ()
     return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
-
-
-def children(folder: Path) -> list[Path]:
-    """The folders in a folder by name, hidden ones not; none where it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

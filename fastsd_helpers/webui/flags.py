@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.runtime import Device, describe_device, host_memory_bytes
 from fastsd_helpers.webui.catalog import WebUI, uis
@@ -41,49 +43,20 @@ class Rule:
     reason: str
 
 
-_SMALL = ("sd15", "sd21")
-_LARGE = ("sdxl",)
-_EVERY = (*_SMALL, *_LARGE, "flux")
-_ANY_MEMORY = float("inf")
-
-# Sources: modules/cmd_args.py of v1.10.1 and its wiki page "Optimizations"; comfy/cli_args.py; backend/args.py of Forge
-# Neo. The sizes of the weights in 16 bit: SD 1.5 2 GB, SD 2.1 2.5 GB, SDXL 7 GB, Flux 24 GB (12 GB in 8 bit) and its
-# T5 10 GB more.
-_RULES = (
-    Rule("a1111", _SMALL, 3.5, ("--lowvram",), "the weights alone fill such a GPU: parts of the U-Net are offloaded"),
-    Rule("a1111", _SMALL, 5.5, ("--medvram",), "text encoder, U-Net and VAE are on the GPU in turn"),
-    Rule("a1111", _SMALL, _ANY_MEMORY, (), "everything stays on the GPU"),
-    Rule("a1111", _LARGE, 5.5, ("--lowvram",), "7 GB of weights do not fit: parts of the U-Net are offloaded"),
-    Rule("a1111", _LARGE, 11.5, ("--medvram-sdxl",), "text encoders, U-Net and VAE are on the GPU in turn"),
-    Rule("a1111", _LARGE, _ANY_MEMORY, (), "everything stays on the GPU"),
-    Rule("forge-neo", _EVERY, _ANY_MEMORY, (), "Forge Neo manages the memory itself"),
-    Rule("comfyui", _SMALL, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-    Rule("comfyui", _LARGE, 5.5, ("--lowvram",), "parts of the model are offloaded"),
-    Rule("comfyui", _LARGE, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-    Rule(
-        "comfyui", ("flux",), 9.5, ("--lowvram",), "even in 4 bit it leaves little VRAM free: parts of it are offloaded"
-    ),
-    Rule("comfyui", ("flux",), _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-)
-
-_ATTENTION: dict[str, dict[str, tuple[str, ...]]] = {
-    "a1111": {
-        "sdp": ("--opt-sdp-attention",),
-        "sdp-repeatable": ("--opt-sdp-no-mem-attention",),
-        "split": ("--opt-split-attention",),
-    },
-    "forge-neo": {"sdp": (), "sdp-repeatable": (), "split": ()},
-    "comfyui": {
-        "sdp": ("--use-pytorch-cross-attention",),
-        "sdp-repeatable": (),
-        "split": ("--use-split-cross-attention",),
-    },
-}
+_EVERY = ("sd15", "sd21", "sdxl", "flux")  # families, those that need least memory first
 
 
 def rules() -> list[Rule]:
-    """The whole table."""
-    return list(_RULES)
+    """The whole table of flags.toml, which has the sources."""
+    return [
+        Rule(ui, tuple(row["families"]), row["below"], tuple(row["flags"]), row["reason"])
+        for ui, rows in _table().items()
+        for row in rows["rules"]
+    ]
+
+
+def _table() -> dict[str, Any]:
+    return read_table("webui/flags.toml")
 
 
 def describe_machine(device: Device | None = None) -> Machine:
@@ -127,16 +100,14 @@ def choose_flags(
     base, more = _plain(family), []
     for other, name in (also or {}).items():
         if _EVERY.index(_plain(other)) > _EVERY.index(base):
-            base, more = (
-                _plain(other),
-                [f"{name}, a model of {_plain(other)}, can be chosen too and needs the most memory."],
-            )
+            base = _plain(other)
+            more = [f"{name}, a model of {base}, can be chosen too and needs the most memory."]
     flags, reasons = _memory_flags(ui, base, machine, vram)
     reasons = [*more, *reasons]
     precision_flags, precision_reasons = _precision_flags(ui, base, machine, precision)
     flags += precision_flags
     reasons += precision_reasons
-    flags += _ATTENTION[ui.key][attention]
+    flags += _table()[ui.key]["attention"][attention]
     return flags, reasons
 
 
@@ -146,19 +117,13 @@ def _plain(family: str) -> str:
 
 def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[list[str], list[str]]:
     if machine.gpu_gib == 0:
-        cpu = {"comfyui": ["--cpu"], "forge-neo": ["--cpu", "--skip-torch-cuda-test"]}
-        flags = cpu.get(ui.key, ["--use-cpu", "all", "--skip-torch-cuda-test"])
-        return flags, ["There is no GPU: images are generated on the CPU, which takes minutes each."]
+        return [*_table()[ui.key]["cpu"]], [
+            "There is no GPU: images are generated on the CPU, which takes minutes each."
+        ]
     if vram != "auto":
-        chosen = {
-            "a1111": {"full": [], "medium": ["--medvram"], "low": ["--lowvram"]},
-            "forge-neo": {"full": ["--highvram"], "medium": ["--normalvram"], "low": ["--lowvram"]},
-            "comfyui": {"full": ["--highvram"], "medium": ["--normalvram"], "low": ["--lowvram"]},
-        }[ui.key][vram]
-        return chosen, [f"Memory: '{vram}' was asked for."]
-    rule = next(
-        rule for rule in _RULES if rule.ui == ui.key and base in rule.families and machine.gpu_gib < rule.below_gib
-    )
+        return [*_table()[ui.key]["vram"][vram]], [f"Memory: '{vram}' was asked for."]
+    fitting = (rule for rule in rules() if rule.ui == ui.key and base in rule.families)
+    rule = next(rule for rule in fitting if machine.gpu_gib < rule.below_gib)
     flags = list(rule.flags)
     reasons = [f"{machine.name} has {machine.gpu_gib:.1f} GiB, for {base}: {rule.reason}."]
     if ui.key == "a1111" and base == "sdxl" and machine.host_gib < 16 and machine.gpu_gib >= 11.5:

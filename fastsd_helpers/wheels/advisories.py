@@ -13,6 +13,7 @@ from fastsd_helpers.errors import InstallError, ModelError
 from fastsd_helpers.runtime import install_command, version_of, where
 from fastsd_helpers.wheels.difference import is_protected, requirements_module
 from fastsd_helpers.wheels.lockfile import canonical
+from fastsd_helpers.wording import list_some
 
 __all__ = [
     "Advisories",
@@ -90,12 +91,11 @@ class OldPackage:
         if not self.rows:
             return f"{self.name} {self.version} is older than {self.safe_from}; no vulnerability of it is known here."
         ids = [row.ids[0] for row in self.rows]
-        named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
         here = list(dict.fromkeys(row.older for row in self.rows if row.older))  # one may answer for several
         left = [row.ids[0] for row in self.rows if row.is_open]
         said = [f"here {', '.join(here[:2])}{' and so on' if here[2:] else ''}"] if here else []
         said += [f"nothing here fixes {', '.join(left)}"] if left else []
-        return f"{self.name} {self.version} has known vulnerabilities ({named}); {'; '.join(said)}."
+        return f"{self.name} {self.version} has known vulnerabilities ({list_some(ids, 4)}); {'; '.join(said)}."
 
     def remedy(self) -> str:
         """What to do to be rid of them."""

@@ -5,7 +5,6 @@ before its sha256 is that of the lock.
 """
 
 import contextlib
-import logging
 import shutil
 import zipfile
 import zlib
@@ -15,11 +14,10 @@ from pathlib import Path
 from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import file_errors, placed, sha256_of
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wheels.lockfile import LockedFile, LockedRow, LockSet
 
 __all__ = ["WheelCache"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _CHUNK_BYTES = 1 << 20
 # At the end of the archive. Wheels are zips too: of an archive cut short the last whole wheel could be taken for it.

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import check_room
 from fastsd_helpers.processes import LockHeld, file_lock
-from fastsd_helpers.runtime import install_command
+from fastsd_helpers.runtime import install_command, logger
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, read_environment
@@ -26,8 +25,6 @@ from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
 __all__ = ["InstallReport", "imported_versions", "install", "one_at_a_time"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _UNPACKED = 4  # a wheel's room once it is unpacked, as a multiple of its size; the download itself is within
 _WAIT_S = 600.0  # for another installation into the same Python
@@ -70,10 +67,8 @@ class InstallReport:
             arrow = f"{change.before} -> {change.after}" if change.before else change.after
             lines.append(f"  {change.name} {arrow}  ({change.bytes / 1e6:.1f} MB; {change.reason})")
         if not self.dry_run:
-            lines.append(
-                f"Done in {self.seconds:.1f} s with {self.tool}; {len(self.modules)} modules pass the import check in "
-                "a fresh Python."
-            )
+            proved = f"; {len(self.modules)} modules pass the import check in a fresh Python" if self.modules else ""
+            lines.append(f"Done in {self.seconds:.1f} s with {self.tool}{proved}.")
         if self.restart:
             lines.append(
                 f"Restart the runtime now: {', '.join(self.restart)} was imported here before and "

@@ -1,7 +1,6 @@
 """How far uv or pip is, from what they say: which large package has arrived, and that all of them are unpacked."""
 
 import contextlib
-import logging
 import re
 import subprocess
 import threading
@@ -9,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-__all__ = ["Progress", "run_told"]
+from fastsd_helpers.runtime import logger
 
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["Progress", "run_told"]
 
 _UNITS = {"B": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 # "Downloading torch (846.8MiB)", and pip's "Downloading torch-2.8.0-cp311-...whl (899.8 MB)".

@@ -1,7 +1,6 @@
 """uv and pip, as they install a plan's rows: their words, their environment, and what their failures mean."""
 
 import importlib.util
-import logging
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.processes import environment_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Plan
 from fastsd_helpers.wheels.environment import Environment, find_uv
@@ -20,8 +20,6 @@ from fastsd_helpers.wheels.lockfile import LockedRow
 from fastsd_helpers.wheels.progress import run_told
 
 __all__ = ["pip_command", "run_from_cache", "run_plan"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def run_from_cache(plan: Plan, cache: WheelCache, offline: bool, timeout_s: float) -> str:

@@ -1,17 +1,16 @@
 """Packages whose import check has not passed yet: noted next to the packages, so that the next run checks again."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.processes.notes import read_object
+from fastsd_helpers.runtime import logger
 
 __all__ = ["Unproved", "read_unproved", "write_unproved"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _NAME = "fastsd-unproved.json"
 
@@ -27,12 +26,9 @@ class Unproved:
 def read_unproved(site: Path) -> dict[str, Unproved]:
     """The notes of the packages folder `site`, by canonical name; none where there are none that can be read."""
     try:
-        said = json.loads((site / _NAME).read_text(encoding="utf-8"))
-        return {str(name): Unproved(str(row["version"]), bool(row["whole"])) for name, row in said.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
-        logger.debug("The notes in %s cannot be read: %s.", site, err)
+        said = read_object(site / _NAME).items()
+        return {name: Unproved(str(row["version"]), bool(row["whole"])) for name, row in said}
+    except (TypeError, KeyError):
         return {}
 
 

@@ -13,10 +13,9 @@ import pytest
 from tunnel_doubles import serve
 
 from browser.origins import ATTACKERS, KINDS, Record, World, open_world
-from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
+from fastsd_helpers.tunnels.closed import A1111_CLOSED, COMFYUI_CLOSED, GRADIO_CLOSED
 from fastsd_helpers.tunnels.gate.login import Login
 from fastsd_helpers.tunnels.gate.server import open_gate
-from fastsd_helpers.webui.catalog import A1111_CLOSED, COMFYUI_CLOSED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -31,7 +31,9 @@ class PrepareResult:
         """The report, one sentence a line."""
         held_out = f" and {self.held_out} held out" if self.held_out else ""
         pictures = "image" if self.train == 1 else "images"
-        report = [f"{self.train} {pictures} to train on{held_out}, {self.size} px."]
+        whole = any(item.get("method") == "none" for item in self.images)
+        size = f"each with the area of {self.size} x {self.size} px" if whole else f"{self.size} px"
+        report = [f"{self.train} {pictures} to train on{held_out}, {size}."]
         report += prompt_lines(self.prompts, named=not any(item.get("caption") for item in self.images))
         report += _skipped_lines(self.skipped)
         report += [f"{item['source']}: {', '.join(item['warnings'])}." for item in self.images if item["warnings"]]

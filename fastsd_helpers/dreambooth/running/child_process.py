@@ -4,20 +4,18 @@ A notebook trains this way, so that its memory is free afterwards, a killed trai
 kernel, and a new kernel finds the run that is still going on.
 """
 
-import typing
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.background import Background, command_of
-from fastsd_helpers.dreambooth.running.engine import TrainResult
+from fastsd_helpers.dreambooth.results.finishing import TrainResult, finished_result
+from fastsd_helpers.dreambooth.running.launching import model_named, result_from, train_words
 from fastsd_helpers.dreambooth.running.live import JournalReader, Live, live_folder
 from fastsd_helpers.dreambooth.running.out_of_memory import shortage
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.training.beginning import MoreSteps
 from fastsd_helpers.dreambooth.training.segments import legs_of, segments_in
 from fastsd_helpers.errors import FastSDError, Interrupted
-from fastsd_helpers.options import words_of
 from fastsd_helpers.sessions import Session, local_holder
 from fastsd_helpers.sessions.record import read_record
 
@@ -34,11 +32,8 @@ def train_command(
     more_text_encoder_steps: int = 0,
 ) -> list[str]:
     """The command line that trains with these settings; settings left alone are left out, as a person would."""
-    words = ["dreambooth", "train", session.name, "--root", str(session.folder.parent)]
-    words += words_of(config, given_values(config))
-    words += ["--restart"] * restart + ["--take-over"] * take_over
-    more = {"--more-steps": more_steps, "--more-text-encoder-steps": more_text_encoder_steps}
-    return command_of([*words, *(f"{flag}={count}" for flag, count in more.items() if count)])
+    more = MoreSteps(more_steps, more_text_encoder_steps)
+    return command_of(train_words(config, session, restart=restart, take_over=take_over, more=more))
 
 
 def start_training(config: DreamBoothConfig, session: Session, **how: Any) -> "TrainingChild":
@@ -57,18 +52,8 @@ def start_training(config: DreamBoothConfig, session: Session, **how: Any) -> "T
         DriveError: the local folder for its log cannot be written.
     """
     session.settle_identity()
-    command, model = train_command(config, session, **how), _model_named(config, session)
+    command, model = train_command(config, session, **how), model_named(config, session)
     return TrainingChild.start(command, live_folder(session), model=model, session=session)
-
-
-def _model_named(config: DreamBoothConfig, session: Session) -> str:
-    """What the run will start from, as far as it can be told without looking at the machine."""
-    record = session.record
-    if config.base_model != "auto":
-        return config.base_model
-    if ref := (record.get("base_model") or {}).get("ref"):
-        return ref
-    return "demo" if (record.get("dataset") or {}).get("demo") else "sd15"
 
 
 def find_training(session: Session) -> "TrainingChild | None":
@@ -125,11 +110,9 @@ class TrainingChild(Background):
     def _result(self, what: str) -> TrainResult:
         # The child has saved the session meanwhile; this object catches up.
         self.session.record.update(read_record(self.session.folder).record)
-        return _as_result(super()._result(what)) if self._out is not None else self._result_from_session()
+        return result_from(super()._result(what)) if self._out is not None else self._result_from_session()
 
     def _result_from_session(self) -> TrainResult:
-        from fastsd_helpers.dreambooth.results.finishing import finished_result
-
         run = int(self.session.record.get("run", 1))
         done = finished_result(self.session, run)
         if done is None:
@@ -158,14 +141,3 @@ def planned_steps(record: Mapping[str, Any]) -> dict[str, int]:
     for leg in legs_of(segments_in(record)):
         steps[leg.stage] = leg.end
     return steps
-
-
-def _as_result(answer: Mapping[str, Any]) -> TrainResult:
-    """The result as the child's own `train` returned it: the command prints every field of it."""
-    kinds = typing.get_type_hints(TrainResult)
-    values: dict[str, Any] = {}
-    for item in fields(TrainResult):
-        if item.name in answer:
-            value = answer[item.name]
-            values[item.name] = Path(value) if kinds[item.name] is Path else value
-    return TrainResult(**values)

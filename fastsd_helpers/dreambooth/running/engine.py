@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.advice import advise
@@ -21,22 +22,30 @@ from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
+from fastsd_helpers.dreambooth.running.following import (
+    Brief,
+    due_after,
+    follow,
+    load_learned,
+    rate_at,
+    weakest_device,
+)
 from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
+from fastsd_helpers.dreambooth.running.launching import launch, model_named, reporter, train_words
 from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
+from fastsd_helpers.dreambooth.running.processes import Processes, choose_processes
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
-from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, steps_in_words
+from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
-from fastsd_helpers.processes import stop_signals
+from fastsd_helpers.processes import Ranks, stop_signals, watched_over, world_here
 from fastsd_helpers.runtime import (
     choose_waiting,
-    describe_device,
     fault_point,
     make_cpu_sums_repeatable,
     name_arithmetic,
@@ -60,6 +69,9 @@ def train(
     report: Report | None = None,
 ) -> TrainResult:
     """Train the session's subject, or go on with a run that was cut, and finish with a verified checkpoint file.
+
+    With more than one GPU, or with `processes`, it is done by other processes, which this one starts and watches over;
+    where this process was started together with others (`accelerate launch`), by those.
 
     Writes into the session's folder: checkpoints/, samples/, logs/, exports/ and session.json.
 
@@ -91,16 +103,25 @@ def train(
     waiting = choose_waiting()
     check_writable(session.folder)
     report = report or log_progress
-    with (
-        session.lock(take_over=take_over) as lock,
-        stop_signals() as stop,
-        _open_store(session, report, restart=restart) as store,
-    ):
-        more = MoreSteps(more_steps, more_text_encoder_steps)
-        run = _Run(config, session, store, report, more=more)
-        if waiting:
-            run.say(waiting)
-        return run.go(stop, lock, started)
+    more = MoreSteps(more_steps, more_text_encoder_steps)
+    processes = choose_processes(config, session, restart=restart, more=bool(more))
+    if processes.count > world_here():
+        words = train_words(config, session, restart=restart, more=more)
+        with session.lock(take_over=take_over) as lock, stop_signals() as stop:
+            report(Progress(message=processes.reason))
+            model = model_named(config, session)
+            return launch(processes.count, words, session, report, model=model, stop=stop, lock=lock)
+    with stop_signals() as stop, Ranks.open(stop) as ranks:
+        if not ranks.is_first:
+            return follow(ranks, session, stop)
+        report = reporter(report)
+        held_above = contextlib.nullcontext(SimpleNamespace(lost=False))  # by the process that watches over this one
+        own_lock: Any = held_above if watched_over() else session.lock(take_over=take_over)
+        with own_lock as held, _open_store(session, report, restart=restart) as store:
+            run = _Run(config, session, store, report, more=more, processes=processes, ranks=ranks)
+            if waiting:
+                run.say(waiting)
+            return ranks.share(lambda: run.go(stop, held, started))
 
 
 def plan(
@@ -124,8 +145,9 @@ def plan(
     """
     choose_waiting()
     more = MoreSteps(more_steps, more_text_encoder_steps)
+    processes = choose_processes(config, session, restart=restart, more=bool(more))
     with _open_store(session, log_progress, restart=restart) as store:
-        run = _Run(config, session, store, log_progress, more=more)
+        run = _Run(config, session, store, log_progress, more=more, processes=processes)
         if not rehearse:
             return run.plan
         prompts = [image.prompt for image in run.start.dataset.train]
@@ -150,19 +172,36 @@ class _Run:
     """One call of `train`: settings and context, opened in the order in which they can fail."""
 
     def __init__(
-        self, config: DreamBoothConfig, session: Session, store: CheckpointStore, report: Report, *, more: MoreSteps
+        self,
+        config: DreamBoothConfig,
+        session: Session,
+        store: CheckpointStore,
+        report: Report,
+        *,
+        more: MoreSteps,
+        processes: Processes,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.session, self.store, self._report = session, store, report
+        self.session, self.store, self._report, self.ranks = session, store, report, ranks or Ranks()
         self.number = int(store.timeline)
         self.generation, passed_over = self.store.newest()
         for sentence in passed_over:
             self.say(sentence)
-        self.device = describe_device()
+        self.device, differing = weakest_device(self.ranks)
+        if differing:
+            self.say(differing)
         self.start: Start = find_start(
-            config, session, self.device, run=self.number, generation=self.generation, more=more
+            config,
+            session,
+            self.device,
+            run=self.number,
+            generation=self.generation,
+            more=more,
+            processes=processes.count,
         )
         learned.require_exportable(self.start.base)
-        self.context = TrainingContext(self.start.base, self.start.config, self.device)
+        parts = self.start.parts if ranks else self.start.parts // processes.count  # a plan is of one GPU
+        self.context = TrainingContext(self.start.base, self.start.config, self.device, ranks=ranks, parts=parts)
         self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
         # What is planned is the newest segment: those before it are done.
         stages = {leg.stage: leg.steps for leg in self.start.own_legs}
@@ -185,6 +224,8 @@ class _Run:
         self.class_images = ClassImages(session, self.context, self.start.dataset.train)
         advice += self.class_images.check()
         self._sort()
+        if processes.reason and not watched_over():
+            self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
         for line in [*self.start.reasons, *advice, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
@@ -237,14 +278,14 @@ class _Run:
         """Run the legs that are left, then make the file."""
         start = self.start
         self._where_it_stands()
+        there = None
         if not start.open_legs:
             there = finishing.finished_result(self.session, self.number, more=start.times_lengthened)
-            if there is not None:
-                self.session.save(base_model=start.base_model)  # which may have moved
-                self.say(
-                    "This run is already finished; --more-steps N continues it, --restart trains again from step 0."
-                )
-                return TrainResult(**there, first_step=start.steps_done, steps=start.steps, seconds=0.0)
+        self.ranks.share(lambda: Brief(start, self.config, self.generation, self.device, finished=there is not None))
+        if there is not None:
+            self.session.save(base_model=start.base_model)  # which may have moved
+            self.say("This run is already finished; --more-steps N continues it, --restart trains again from step 0.")
+            return TrainResult(**there, first_step=start.steps_done, steps=start.steps, seconds=0.0)
         segments = [segment.to_record() for segment in start.segments]
         self.session.save(
             run=self.number,
@@ -273,7 +314,7 @@ class _Run:
             self.config,
             history=self._losses_by_leg(),
             held_out=self.held_out,
-            judged_from=self._judged_from(),
+            judged_from=start.judged_from(self.held_out),
             drawing=self.budget.before_and_after(),
             run=self.number,
             more=start.times_lengthened,
@@ -289,12 +330,6 @@ class _Run:
             best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
         )
 
-    def _judged_from(self) -> int:
-        """Index of the first held-out loss that can be compared with the newest one."""
-        first = next(leg for leg in self.start.legs if leg.segment == self.start.segments[-1].judged_since)
-        # Of the two at that position the second is of the new pictures.
-        return max(index for index, row in enumerate(self.held_out) if row[0] == first.offset)
-
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""
         start, generation = self.start, self.generation
@@ -303,11 +338,7 @@ class _Run:
         self.history = generation.load("history")
         self.held_out = generation.record["held_out"]
         self.best = generation.record.get("best") if start.segments[-1].judged_since <= start.reached else None
-        # What a leg that was cut has learned its optimizer's state belongs to: the leg loads both.
-        unfinished = {leg.stage for leg, done in start.open_legs if done}
-        for stage in STAGE_NAMES:
-            if stage in generation.roles and stage not in unfinished:
-                self.context.trained[stage] = generation.load(stage)
+        load_learned(self.context, start, generation)
         curve = {stage: losses.tolist() for stage, losses in self.history.items()}
         self.say(f"Resuming after step {start.steps_done} of {start.steps}.", history=curve)
         before = generation.record.get("arithmetics", [])
@@ -323,14 +354,15 @@ class _Run:
         config = self.config
         trainer = open_stage(leg.stage, self.context, self.generation if done else None, key=leg.key, before=leg.before)
         losses = self.history.get(leg.stage, torch.zeros(0)).tolist()[: leg.before + done]
-        if not done and self._is_first_judged(leg):
+        if not done and self.start.is_first_judged(leg):
             self._judge(trainer, leg.offset)
+        self.ranks.wait()
         began = time.monotonic()
         for own in range(done, leg.steps):
             step = leg.before + own
-            if stop.is_set() or lock.lost:
+            if self.ranks.any(stop.is_set() or lock.lost):
                 self._stop(leg, trainer, step, losses, lost=lock.lost)
-            lr = getattr(config, f"{leg.stage}_lr") * lr_factor_in_legs(config.lr_scheduler, own, list(leg.parts))
+            lr = rate_at(config, leg, own)
             step_began = time.monotonic()
             loss = trainer.take_step(step, lr)
             self.budget.note_step(time.monotonic() - step_began)
@@ -345,14 +377,14 @@ class _Run:
             self.board.add(f"loss/{leg.stage}", loss, position)
             self.board.add(f"lr/{leg.stage}", lr, position)
             fault_point(f"step.{leg.stage}")
-            to_sample = config.sample_every > 0 and finished % config.sample_every == 0
-            last = finished == leg.steps
-            to_save = last or (config.save_every > 0 and finished % config.save_every == 0)
+            to_sample, to_save = due_after(config, leg, finished)
             judged = self._judge(trainer, position) if to_sample or to_save else None
             if to_sample:
                 self._draw_sample(trainer, step + 1)
             if to_save:
                 self._save(leg, trainer, step + 1, judged)
+            if to_sample or to_save:
+                self.ranks.wait()
         self.context.keep(trainer)
 
     def _draw_sample(self, trainer: Any, step: int) -> None:
@@ -364,11 +396,6 @@ class _Run:
         elif not self._said_no_samples:
             self._said_no_samples = True
             self.say("No sample images during training: generating them would take longer than this short training.")
-
-    def _is_first_judged(self, leg: Leg) -> bool:
-        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
-        own = [each for each in self.start.legs if each.segment == self.start.segments[-1].judged_since]
-        return leg == own[0]
 
     def _losses_by_leg(self) -> dict[str, Any]:
         """The losses in the order in which they came: "unet", and "unet 2" of the second segment."""

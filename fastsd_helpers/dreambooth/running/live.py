@@ -58,6 +58,8 @@ class Progress:
     seconds_left: float | None = None
     message: str = ""
     history: Mapping[str, Sequence[float]] | None = None  # stage -> every loss so far, when a run is gone on with
+    host_bytes: int = 0  # the most held so far by the process that trains, where that is another one
+    gpu_bytes: int = 0
 
 
 Report = Callable[[Progress], None]
@@ -111,8 +113,8 @@ class Journal:
                 "steps": progress.steps,
                 "loss": mean,
                 "left_s": progress.seconds_left,
-                "host": peak_memory_bytes("host"),
-                "gpu": peak_memory_bytes("cuda"),
+                "host": progress.host_bytes or peak_memory_bytes("host"),
+                "gpu": progress.gpu_bytes or peak_memory_bytes("cuda"),
             }
         )
 

@@ -25,7 +25,9 @@ def settings_to_change(settings: Mapping[str, Any], place: Literal["gpu", "host"
         found.append("precision fp16 (now fp32)")
     if place == "gpu" and settings.get("optimizer") == "adamw":
         found.append("optimizer adamw8bit (now adamw)")
-    if (settings.get("resolution") or 0) > _USUAL_PX:
+    if settings.get("resolutions"):
+        found.append(f"resolutions without the largest (now {settings['resolutions']})")
+    elif (settings.get("resolution") or 0) > _USUAL_PX:
         found.append(f"resolution {_USUAL_PX} (now {settings['resolution']})")
     if settings.get("ema"):
         found.append("ema 0")

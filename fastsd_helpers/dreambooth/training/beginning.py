@@ -29,7 +29,7 @@ from fastsd_helpers.registry import check_resolution, models
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["MoreSteps", "Start", "find_base", "find_start"]
+__all__ = ["MoreSteps", "Start", "find_base", "find_start", "require_share"]
 
 
 _DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
@@ -72,6 +72,21 @@ class Start:
         return [leg for leg in self.legs if leg.segment == len(self.segments) - 1]
 
     @property
+    def parts(self) -> int:
+        """Forward passes of one optimizer step."""
+        return self.segments[-1].parts
+
+    def is_first_judged(self, leg: Leg) -> bool:
+        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
+        return leg == next(each for each in self.legs if each.segment == self.segments[-1].judged_since)
+
+    def judged_from(self, held_out: list[list]) -> int:
+        """Index of the first held-out loss that can be compared with the newest one."""
+        first = next(leg for leg in self.legs if leg.segment == self.segments[-1].judged_since)
+        # Of the two at that position the second is of the new pictures.
+        return max(index for index, row in enumerate(held_out) if row[0] == first.offset)
+
+    @property
     def steps(self) -> int:
         """Of all segments."""
         return sum(leg.steps for leg in self.legs)
@@ -95,6 +110,7 @@ def find_start(
     run: int,
     generation: Generation | None,
     more: MoreSteps,
+    processes: int = 1,
 ) -> Start:
     """Find out what is begun or gone on with.
 
@@ -105,6 +121,7 @@ def find_start(
         run: its number.
         generation: its newest whole checkpoint.
         more: steps asked for after its end.
+        processes: that share each step.
 
     Raises:
         SettingsError: something else than what the run was begun with was given, or has changed.
@@ -113,7 +130,7 @@ def find_start(
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
-        return _begin(config, session, device, run=run, more=more)
+        return _begin(config, session, device, run=run, more=more, processes=processes)
     assert generation is not None
     given = given_values(config)
     saved_segments = len(segments_in(generation.record))
@@ -127,9 +144,11 @@ def find_start(
     if begins:
         steps = more.as_steps(segments[0])
         config, reasons = settings_for_more(
-            given, last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
+            _without(given, "processes"), last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
         )
+        require_share(last.parts // last.accumulation * config.accumulation, processes)
     else:
+        require_share(last.parts, processes)
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     predicts = last.settings.get("prediction_type", "auto"), last.settings.get("zsnr")
     base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
@@ -138,7 +157,7 @@ def find_start(
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
         reasons += chosen
     else:
-        own = from_values(DreamBoothConfig, _without(given, *begun_steps) | {"base_model": base.ref})
+        own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
     reasons += _check_resolutions(base, config)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
@@ -167,12 +186,32 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
         )
 
 
-def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps) -> Start:
+def require_share(parts: int, processes: int) -> None:
+    """Refuse a number of processes that cannot share a step's parts equally.
+
+    Raises:
+        SettingsError: with the numbers that can.
+    """
+    if parts % processes:
+        able = " or ".join(str(count) for count in range(1, parts + 1) if parts % count == 0)
+        raise SettingsError(
+            f"processes (--processes) is {processes}, and each optimizer step of this run has {parts} forward "
+            f"pass{'es' * (parts > 1)}, as it was begun: they cannot be shared equally.",
+            f"Choose {able} to resume it, or start again from step 0 with --restart.",
+        )
+
+
+def _begin(
+    config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps, processes: int
+) -> Start:
     record, given = session.record, given_values(config)
+    begun = processes
     if record.get("run") == run:
         # Cut before its first checkpoint: nothing is lost by other settings, but what was chosen still holds.
         config = from_values(DreamBoothConfig, (record.get("given") or {}) | given)
         given = given_values(config)
+        before = int((record.get("settings") or {}).get("processes") or 1)
+        begun = processes if config.accumulation * before % processes else before
     if more:
         known = [getattr(config, f"{stage}_steps") for stage in STAGE_NAMES]
         raise _not_at_its_end(f"0{'' if None in known else f' of {sum(known)}'}", "")
@@ -180,7 +219,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
     base = BaseModel.fetch(ref).predicting(config.prediction_type, config.zsnr)
     photos = sum(not item["held_out"] for item in recorded_images(session))
-    named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
+    named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref, "processes": begun}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
     reasons = [reason, *reasons, *_check_resolutions(base, config), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)

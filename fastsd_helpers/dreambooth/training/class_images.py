@@ -20,6 +20,7 @@ from fastsd_helpers.dreambooth.training.sampling import draw_pictures
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.images.files import png_bytes
+from fastsd_helpers.processes import Ranks
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -97,6 +98,7 @@ class ClassDrawing:
         say: Callable[[str], None],
         stopped: Callable[[], bool],
         dtype: Any = None,
+        ranks: Ranks | None = None,
     ) -> tuple[PreparedImage, ...]:
         """Draw what is missing; returns all images in order.
 
@@ -107,32 +109,44 @@ class ClassDrawing:
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
             dtype: torch dtype of the denoiser's weights; None for float32.
+            ranks: the processes that draw together, each its groups; the first one writes.
 
         Raises:
             Interrupted: `stopped` said so.
             DriveError: an image cannot be read or written.
             DiskFull: an image cannot be read or written.
         """
-        found = find_class_images(self.folder)
+        ranks = ranks or Ranks()
+        found = ranks.share(lambda: find_class_images(self.folder))
         missing = [number for number in range(self.count) if number not in found]
         if missing:
             say(f"Generating {len(missing)} of {self.count} class images ({' | '.join(self.prompts)}) ...")
-            with file_errors(self.folder, "create"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            networks = self._load(device, prepare, dtype)
-            for first in sorted({number - number % _GROUP for number in missing}):
-                if stopped():
+            if ranks.is_first:
+                with file_errors(self.folder, "create"):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+            with ranks.in_turn():
+                networks = self._load(device, prepare, dtype)
+            groups = sorted({number - number % _GROUP for number in missing})
+            for begin in range(0, len(groups), ranks.size):
+                if ranks.any(stopped()):
                     raise Interrupted(
                         f"Stopped after {len(found)} of {self.count} class images; they are kept.",
                         "Train again with the same session to resume.",
                     )
-                with autocast():
-                    pictures = self._draw(range(first, first + _GROUP), networks, device)
-                for number in set(range(first, first + _GROUP)) & set(missing):
-                    found[number] = write_class_image(self.folder, number, pictures[number - first])
+                drawn: dict[int, Any] = {}
+                for first in groups[begin : begin + ranks.size][ranks.rank : ranks.rank + 1]:
+                    with autocast():
+                        pictures = self._draw(range(first, first + _GROUP), networks, device)
+                    drawn |= {first + place: picture for place, picture in enumerate(pictures)}
+                drawn = {number: picture for each in ranks.gather(drawn) for number, picture in each.items()}
+                found |= ranks.share(lambda: self._write(drawn, missing))  # noqa: B023 - called at once
         return tuple(
             PreparedImage(found[number], "", self.prompts[number % len(self.prompts)]) for number in range(self.count)
         )
+
+    def _write(self, drawn: dict[int, Any], missing: list[int]) -> dict[int, Path]:
+        numbers = sorted(drawn.keys() & set(missing))
+        return {number: write_class_image(self.folder, number, drawn[number]) for number in numbers}
 
     def _load(self, device: Any, prepare: Callable[[Any], Any], dtype: Any) -> tuple[Any, Any, Any]:
         base = self.base

@@ -1,14 +1,16 @@
 """The optimizer of a stage, its learning rate as a function of the step, and its state as plain tensors."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.processes import Ranks
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_optimizer", "lr_factor", "lr_factor_in_legs", "pack_optimizer", "unpack_optimizer"]
+__all__ = ["build_optimizer", "lr_factor", "lr_factor_in_legs", "pack_optimizer", "sum_gradients", "unpack_optimizer"]
 
 _WEIGHT_DECAY = 1e-2
 
@@ -23,6 +25,36 @@ def build_optimizer(kind: str, parameters: "list[torch.nn.Parameter]", lr: float
         return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=_WEIGHT_DECAY)
     # One pass over all weights: on a CPU a small U-Net's hundreds of tensors take six times as long one by one.
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=_WEIGHT_DECAY, fused=True)
+
+
+def sum_gradients(
+    ranks: Ranks, parts: int, parameters: "list[torch.nn.Parameter]", backward: Callable[[int], float]
+) -> float:
+    """Sum the gradients of a step's parts, of which every process works out its own; returns the mean loss.
+
+    They are summed in the parts' order, whoever works them out: the bits are those of one process, so that every
+    process takes the same optimizer step, and another number of them may go on.
+
+    Args:
+        ranks: the processes.
+        parts: of a step; their number divides it.
+        parameters: whose gradients are none before, and the sums after.
+        backward: adds a part's gradients to what there is, and returns its loss.
+    """
+    total = 0.0
+    sums: list[torch.Tensor | None] = [None] * len(parameters)
+    for first in range(0, parts, ranks.size):
+        loss = backward(first + ranks.rank)
+        if ranks.size > 1:
+            ranks.add_in_order(sums, [parameter.grad for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+        for each in ranks.gather(loss):
+            total += each / parts
+    if ranks.size > 1:
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient
+    return total
 
 
 def lr_factor(kind: str, step: int, steps: int) -> float:

@@ -187,7 +187,7 @@ class ClassImages:
         if not config.class_prompts:
             return ()
         if self._own is not None:
-            pictures, said = self._own.fill()
+            pictures, said = context.ranks.share(self._own.fill)
             for line in [*said, f"{len(pictures)} of your own class images."]:
                 say(line)
             return tuple(pictures)
@@ -207,4 +207,5 @@ class ClassImages:
             say=say,
             stopped=stopped,
             dtype=context.base_dtype,
+            ranks=context.ranks,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_batch", "pick_images"]
+__all__ = ["Batch", "Draw", "draw_offset", "draw_step", "generator_for", "pick_batch", "pick_images"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,19 @@ class Draw:
     posterior_noise: "torch.Tensor"  # float32 [batch, channels, h, w]: which latent of the VAE's posterior
     noise: "torch.Tensor"  # float32 [batch, channels, h, w]
     timesteps: "torch.Tensor"  # [batch], as the objective draws them; by default int64 0..999
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
+
+    latents: "torch.Tensor"  # float32 [rows, channels, h, w] on the device, as all of them
+    noise: "torch.Tensor"
+    timesteps: "torch.Tensor"
+    prompts: list[int]
+    class_rows: int = 0
+    pictures: "torch.Tensor | None" = None  # what the denoiser is told about each image
+    apart: "Batch | None" = None  # class images of another size, which take a forward pass of their own
 
 
 def generator_for(*key: object) -> "torch.Generator":
@@ -57,7 +70,8 @@ def pick_batch(seed: int, stage: str, number: int, batch_size: int, images: Sequ
     is seen equally often, also one that is alone in its bucket and fills a batch with itself.
 
     Args:
-        seed, stage: what the randomness is drawn with.
+        seed: what the randomness is drawn with.
+        stage: its name, drawn with too.
         number: of the batch.
         batch_size: images in it.
         images: how many there are in each bucket.

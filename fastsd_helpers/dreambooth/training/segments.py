@@ -38,6 +38,19 @@ class Segment:
         steps = {stage: settings[f"{stage}_steps"] for stage in STAGE_NAMES if settings.get(f"{stage}_steps")}
         return cls(steps, dict(settings), pictures, **rest)
 
+    @property
+    def parts(self) -> int:
+        """Forward passes whose gradients make one optimizer step, of all processes together; versions before had one.
+
+        They are what the run began with, however many processes go on with it.
+        """
+        return self.accumulation * int(self.settings.get("processes") or 1)
+
+    @property
+    def accumulation(self) -> int:
+        """How many of them each process made when it began."""
+        return int(self.settings.get("accumulation", 1))
+
     def to_record(self) -> dict[str, Any]:
         """As a checkpoint and session.json hold it."""
         return {

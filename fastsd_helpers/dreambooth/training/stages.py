@@ -6,7 +6,7 @@ A stage's name is also the role of its weights in a checkpoint. What differs bet
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,16 @@ from fastsd_helpers.dreambooth.training.cache import SortedLatents, encode_bucke
 from fastsd_helpers.dreambooth.training.ema import Average
 from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
-from fastsd_helpers.dreambooth.training.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
-from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step
+from fastsd_helpers.dreambooth.training.optimizers import (
+    build_optimizer,
+    pack_optimizer,
+    sum_gradients,
+    unpack_optimizer,
+)
+from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.processes import Ranks
 from fastsd_helpers.runtime import Device, reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -40,26 +46,16 @@ if TYPE_CHECKING:
 __all__ = ["StageTrainer", "TrainingContext", "open_stage"]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
-
-    latents: "torch.Tensor"  # float32 [rows, channels, h, w] on the device, as all of them
-    noise: "torch.Tensor"
-    timesteps: "torch.Tensor"
-    prompts: list[int]
-    class_rows: int = 0
-    pictures: "torch.Tensor | None" = None  # what the denoiser is told about each image
-    apart: "Batch | None" = None  # class images of another size, which take a forward pass of their own
-
-
 class TrainingContext:
     """What both stages share: base model, device, precision, caches, and what was trained so far."""
 
-    def __init__(self, base: BaseModel, config: ResolvedConfig, device: Device) -> None:
+    def __init__(
+        self, base: BaseModel, config: ResolvedConfig, device: Device, *, ranks: Ranks | None = None, parts: int = 0
+    ) -> None:
         import torch
 
         self.base, self.config = base, config
+        self.ranks, self.parts = ranks or Ranks(), parts or config.accumulation  # `parts` of all processes together
         self.family: Family = base.family
         self.device = torch.device(device.kind)
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
@@ -158,8 +154,9 @@ class TrainingContext:
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
-        vae = self.base.load("vae").to(self.device)
-        encode = partial(encode_buckets, self.family, vae, device=self.device)
+        with self.ranks.in_turn():
+            vae = self.base.load("vae").to(self.device)
+        encode = partial(encode_buckets, self.family, vae, device=self.device, ranks=self.ranks)
         self.latents = encode(dataset.train, self.sort(dataset.train), flip=config.flip)
         judged = dataset.held_out or dataset.train
         self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
@@ -219,7 +216,7 @@ class TrainingContext:
             key,
             step,
             part,
-            parts=config.accumulation,
+            parts=self.parts,
             batch_size=config.batch_size,
             images=pictures.counts,
             latent_shapes=pictures.shapes,
@@ -355,17 +352,10 @@ class StageTrainer(ABC):
         """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
         import torch
 
-        context, config = self.context, self.context.config
         own = step - self._before
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = 0.0
-        for part in range(config.accumulation):
-            batch = context.draw_batch(self.key, own, part)
-            with context.autocast():
-                loss = self.loss_of(batch)
-            self.scaler.scale(loss / config.accumulation).backward()
-            total += loss.item() / config.accumulation
+        total = sum_gradients(self.context.ranks, self.context.parts, self.parameters, partial(self._backward, own))
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)
@@ -374,6 +364,13 @@ class StageTrainer(ABC):
         if self.average:
             self.average.update(own)
         return total
+
+    def _backward(self, own: int, part: int) -> float:
+        """Add the gradients of a step's part to what there is; returns its loss."""
+        with self.context.autocast():
+            loss = self.loss_of(self.context.draw_batch(self.key, own, part))
+        self.scaler.scale(loss / self.context.parts).backward()
+        return loss.item()
 
     def loss_of(self, batch: Batch) -> "torch.Tensor":
         """The loss of one forward pass, or of two where class images are of another size."""
@@ -454,8 +451,10 @@ class TextEncoderTrainer(StageTrainer):
     stage = "text_encoder"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
-        super().__init__(context, context.load_to_train(self.stage), context.config.text_encoder_lr, **leg)
-        self.unet = context.load_denoiser()
+        with context.ranks.in_turn():
+            networks = context.load_to_train(self.stage)
+            self.unet = context.load_denoiser()
+        super().__init__(context, networks, context.config.text_encoder_lr, **leg)
         if context.config.gradient_checkpointing:
             checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
         ids = context.family.tokenize(context.tokenizers, context.texts)
@@ -471,8 +470,11 @@ class UnetTrainer(StageTrainer):
     stage = "unet"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
-        self.text = context.encode_prompts(context.texts)
-        super().__init__(context, context.load_to_train(self.stage), context.config.unet_lr, **leg)
+        # By the first process alone: the loading takes longer than the work.
+        self.text = context.ranks.share(lambda: context.encode_prompts(context.texts))
+        with context.ranks.in_turn():
+            networks = context.load_to_train(self.stage)
+        super().__init__(context, networks, context.config.unet_lr, **leg)
         self.unet = self.module
 
     def text_for(self, prompts: list[int]) -> Conditions:

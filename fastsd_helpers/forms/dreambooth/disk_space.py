@@ -5,6 +5,7 @@ import html
 from fastsd_helpers.files import bytes_in, free_bytes, size_in_words
 from fastsd_helpers.forms.widgets.delete_view import DeleteView
 from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions, room_note
+from fastsd_helpers.sessions.folders import children
 
 __all__ = ["show_space"]
 
@@ -25,10 +26,9 @@ def show_space(session: Session) -> DeleteView[tuple[str, str | None]]:
         for item in list_sessions(root):
             own = "  (this one)" if item.folder == session.folder else ""
             entries.append((f"session {item.name}{own}  ·  {size_in_words(item.bytes)}", (item.name, None)))
-            for folder in sorted((item.folder / "checkpoints").glob("*")):
-                if folder.is_dir() and not folder.name.startswith("."):
-                    label = f"      checkpoint {folder.name}  ·  {size_in_words(bytes_in(folder))}"
-                    entries.append((label, (item.name, folder.name)))
+            for folder in children(item.folder / "checkpoints"):
+                label = f"      checkpoint {folder.name}  ·  {size_in_words(bytes_in(folder))}"
+                entries.append((label, (item.name, folder.name)))
         return f"<b>{html.escape(str(root))}</b>: {size_in_words(free_bytes(root))} free.", entries
 
     def named(thing: tuple[str, str | None]) -> str:

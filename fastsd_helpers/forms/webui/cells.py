@@ -1,7 +1,6 @@
 """What the web UI notebook's cells call: where things are kept, the installation, models, starting and sharing."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
 from fastsd_helpers.playground import Page, PlaygroundConfig
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import describe_device, in_notebook, logger, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
@@ -223,11 +223,7 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
 def _asked(config: LaunchConfig, webui: NotebookUI) -> dict[str, Any]:
     """What a start is asked with, in JSON: the settings, and the code that is installed."""
     values = {name: value for name, value in to_values(config).items() if name not in _NOT_COMPARED}
-    try:
-        commits = json.loads(webui.places.installed.read_text(encoding="utf-8"))["commits"]
-    except (OSError, ValueError, KeyError, TypeError):
-        commits = {}
-    return values | {"commits": commits}
+    return values | {"commits": read_object(webui.places.installed).get("commits", {})}
 
 
 def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> bool:

@@ -10,6 +10,7 @@ from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms.widgets.form import Form
 from fastsd_helpers.options import Checked, option
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_ui
 
@@ -60,11 +61,7 @@ class _LastStore:
             return
 
     def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {name: forms for name, forms in found.items() if isinstance(forms, dict)} if type(found) is dict else {}
+        return {name: forms for name, forms in read_object(self._file).items() if isinstance(forms, dict)}
 
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]

@@ -1,6 +1,5 @@
 """What the web UI notebook's forms offer: models of the store, of DreamBooth sessions and of the registry."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from fastsd_helpers.drive import sessions_root
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import file_errors, size_in_words
 from fastsd_helpers.registry import models
+from fastsd_helpers.sessions.folders import children, models_in
 from fastsd_helpers.webui import Places, WebUI, find_places, find_ui
 from fastsd_helpers.webui.places import store_folder
 from fastsd_helpers.webui.placing.bundles import runs_in
@@ -141,12 +141,4 @@ def _made_by_sessions() -> list[tuple[str, Path]]:
     """(name of the session, file) of every model that a session has finished; only names are read."""
     root = sessions_root()
     with file_errors(root, "read"):
-        if not root.is_dir():
-            return []
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        return [
-            (name, path)
-            for name in names
-            for path in sorted((root / name / "exports").glob("*.safetensors"))
-            if not path.name.startswith(".")
-        ]
+        return [(folder.name, path) for folder in children(root) for path in models_in(folder / "exports")]

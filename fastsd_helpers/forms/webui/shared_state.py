@@ -6,6 +6,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DriveError, FastSDError
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import (
@@ -109,9 +110,5 @@ class NotebookUI:
             logger.debug("The form's values could not be saved: %s", err)
 
     def _load(self) -> dict[str, Any]:
-        try:
-            record = json.loads((self.store / _RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or half synced: the forms then start anew
-            record = {}
-        whole = isinstance(record, dict) and isinstance(record.get("forms"), dict)
-        return record if whole else {"forms": {}}
+        record = read_object(self.store / _RECORD)  # none yet, or half synced: the forms then start anew
+        return record if isinstance(record.get("forms"), dict) else {"forms": {}}

@@ -20,13 +20,6 @@ __all__ = ["LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 _LINES = 8
 _SHOW_EVERY_S = 0.25
 _LOOK_EVERY_S = 5.0
-# What AUTOMATIC1111 says at every start, and what would send a reader the wrong way.
-_NOISE = (
-    "To create a public link, set `share=True`",
-    "fatal: No names found",
-    "fatal: No tags can describe",
-    "Found no NVIDIA driver",
-)
 
 
 class StartView(View):
@@ -43,8 +36,6 @@ class StartView(View):
 
     def line(self, line: str) -> None:
         """Take one more line; it is shown with the next look, several times a second."""
-        if any(pattern in line for pattern in _NOISE):
-            return
         self._last.append(line[:200])
         if time.monotonic() - self._shown_s >= _SHOW_EVERY_S:
             self._draw()

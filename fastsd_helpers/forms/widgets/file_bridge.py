@@ -13,38 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.forms.widgets.style import read_script
 from fastsd_helpers.forms.widgets.view import load_widgets
 
 __all__ = ["FileBridge"]
 
 _PIECE_BYTES = 1024 * 1024
 _MOST_BYTES = 1024 * 2**20
-
-# As an attribute, because a script that is put into a page this way is not run. Captions come after the photos.
-_ON_CHANGE = """
-(async(input)=>{
-const id=input.dataset.bridge,size=+input.dataset.piece,say=input.closest('div').querySelector('.fastsd-said');
-const field=document.querySelector('.'+id+' input');
-const wait=(n)=>new Promise((ok,bad)=>{const end=Date.now()+120000,t=setInterval(()=>{
-const a=document.querySelector('.'+id+'-ack');
-if(a&&a.dataset.n==n){clearInterval(t);ok();}
-else if(Date.now()>end){clearInterval(t);bad(new Error('no answer'));}},50);});
-const text=(f)=>/\\.(txt|caption)$/i.test(f.name);
-const large=[...input.files].filter(f=>f.size>+input.dataset.most).map(f=>f.name);
-const files=[...input.files].filter(f=>!large.includes(f.name)).sort((a,b)=>text(a)-text(b));input.disabled=true;
-try{for(const [i,f] of files.entries()){let o=0;do{
-const part=await new Promise((ok,bad)=>{const r=new FileReader();r.onerror=()=>bad(r.error);
-r.onload=()=>ok(r.result.split(',')[1]||'');r.readAsDataURL(f.slice(o,o+size));});
-say.textContent=`sending ${i+1} of ${files.length}: ${f.name}, ${Math.round(100*o/Math.max(f.size,1))} %`;
-const n=crypto.getRandomValues(new Uint32Array(1))[0];
-field.value=JSON.stringify({n,name:f.name,offset:o,size:f.size,data:part});
-field.dispatchEvent(new Event('input',{bubbles:true}));field.dispatchEvent(new Event('change',{bubbles:true}));
-await wait(n);o+=size;}while(o<f.size);}
-say.textContent=large.length?'Not sent, because larger than '+input.dataset.limit+': '+large.join(', ')+
-'. Put it on your Drive or this machine (unpack a zip), and name its folder below.':'';}
-catch(e){say.textContent='The upload stopped ('+e.message+'). Is a cell running? Wait for it, and choose the rest.';}
-input.disabled=false;input.value='';})(this)
-"""
 
 
 class FileBridge:
@@ -72,7 +47,7 @@ class FileBridge:
         self.box = widgets.VBox([self._button, self._field, self._ack])
 
     def _draw(self, accept: str) -> str:
-        code = html.escape(" ".join(_ON_CHANGE.split()), quote=True)
+        code = html.escape(read_script("upload.js"), quote=True)
         return (
             '<div style="line-height:1.6"><label style="max-width:100%"><b>Upload:</b> '
             '<input style="max-width:100%" type="file" multiple class="fastsd-file" '

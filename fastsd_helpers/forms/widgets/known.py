@@ -1,10 +1,10 @@
 """Values that a form offers beside free text: the sessions there are, models, readers, checkpoints."""
 
 import importlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.registry import models
 
 if TYPE_CHECKING:
@@ -112,14 +112,11 @@ def reader_choices(session: Any = None) -> list[tuple[str, str]]:
 
 def _taught_in(folder: "Path") -> list[tuple[str, str]]:
     """The reader a session taught last, and its int8 copy."""
-    try:
-        record = json.loads((folder / "session.json").read_text(encoding="utf-8"))
-        path = folder / str((record.get("taught") or {})["path"])
-        known = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+    taught = read_object(folder / "session.json").get("taught")
+    path = folder / str(taught.get("path", "") if isinstance(taught, dict) else "")
+    known = read_object(path.parent / "result.json")
     found = []
-    if (path / "config.json").is_file():
+    if known and (path / "config.json").is_file():
         rate = f"{100 * known.get('cer_after', 0):.1f} % CER"
         found.append((f"fine-tuned in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
         if (folder / "int8" / "quantization.json").is_file():

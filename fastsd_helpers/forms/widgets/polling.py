@@ -6,13 +6,12 @@ other message goes back into its place. JupyterLab sends clicks past a running c
 """
 
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["answer_widgets"]
+from fastsd_helpers.runtime import logger
 
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["answer_widgets"]
 
 _WIDGET_MESSAGES = ("comm_open", "comm_msg", "comm_close")
 # What a page asks when it was loaded anew, before it can show a widget again; they change nothing.

@@ -24,7 +24,7 @@ from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, m
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.wording import count_in_words
+from fastsd_helpers.wording import count_in_words, list_some
 
 __all__ = [
     "CaptionerConfig",
@@ -41,7 +41,6 @@ __all__ = [
 
 _DONE = re.compile(r"\b(\d+)(?: of \d+)? lines, ")
 _LOG_LINES = 100
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -208,11 +207,8 @@ def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
         lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
     lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]
     lines += found.advice
-    for words, names in (("Missing", found.missing), ("Not of this layout", found.unexpected)):
-        if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines.append(f"{words}: {', '.join(names[:_SHOWN])}{more}.")
-    return lines
+    rest = (("Missing", found.missing), ("Not of this layout", found.unexpected))
+    return lines + [f"{words}: {list_some(names, 5)}." for words, names in rest if names]
 
 
 def show_inspector(session: Session) -> ToolView:

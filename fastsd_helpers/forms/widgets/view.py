@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, FastSDError, needs_package
-from fastsd_helpers.forms.widgets.style import STYLE, TIE
+from fastsd_helpers.forms.widgets.style import read_script, read_style
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -70,7 +70,8 @@ def make_frame(*children: Any, label: str = "") -> Any:
     """
     widgets = load_widgets()
     name = f'<span class="fastsd-name">{html.escape(label)}</span>' if label else ""
-    style = widgets.HTML(f"<style>{STYLE}</style>{name}{draw_script(TIE)}", layout=widgets.Layout(display="none"))
+    page = f"<style>{read_style()}</style>{name}{draw_script(read_script('frame.js'))}"
+    style = widgets.HTML(page, layout=widgets.Layout(display="none"))
     frame = widgets.VBox([style, *children])
     frame.add_class("fastsd")
     return frame

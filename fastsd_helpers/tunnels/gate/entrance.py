@@ -129,11 +129,12 @@ class Entrance:
         if request.method != "POST":
             return plain(405, "This method is not allowed.", {"Allow": "GET, POST"})
         fields = await read_form(request, ("user", "password", "next"))
-        wait_s = await self._judge(request, fields["user"].strip(), fields["password"].strip())
+        user = fields["user"].strip()
+        wait_s = await self._judge(request, user, fields["password"].strip())
         if wait_s:
-            return self._too_many(wait_s, fields["next"])
+            return self._too_many(wait_s, fields["next"], user)
         if wait_s is not None:
-            return self._page(401, fields["next"], "Wrong user or password.")
+            return self._page(401, fields["next"], "Wrong user or password.", user)
         # Signs that a header cannot hold are encoded, as a browser would.
         place = quote(own_path(fields["next"], self._closed), safe="/?#[]@!$&'()*+,;=~%")
         return self._welcome(request, plain(303, "", {"Location": place}))
@@ -193,13 +194,15 @@ class Entrance:
 
     # ---------------------------------------------------------------------------------------------- answers
 
-    def _page(self, status: int, place: str, message: str = "", headers: dict[str, str] | None = None) -> Any:
-        return _html(status, login_page(_LOGIN_PATH, own_path(place, self._closed), message), headers)
+    def _page(
+        self, status: int, place: str, message: str = "", user: str = "", headers: dict[str, str] | None = None
+    ) -> Any:
+        return _html(status, login_page(_LOGIN_PATH, own_path(place, self._closed), message, user), headers)
 
-    def _too_many(self, wait_s: float, place: str = "/") -> Any:
+    def _too_many(self, wait_s: float, place: str = "/", user: str = "") -> Any:
         seconds = int(wait_s) + 1
         message = f"Too many wrong tries: wait {seconds} seconds."
-        return self._page(429, place, message, {"Retry-After": str(seconds)})
+        return self._page(429, place, message, user, {"Retry-After": str(seconds)})
 
 
 def plain(status: int, text: str, headers: dict[str, str] | None = None) -> Any:

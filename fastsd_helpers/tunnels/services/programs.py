@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.downloads.transfer import part_name, transfer
 from fastsd_helpers.errors import FastSDError, TunnelToolMissing
 from fastsd_helpers.files import placed, write_all
@@ -25,21 +26,18 @@ from fastsd_helpers.runtime import logger
 
 __all__ = [
     "PAUSES_S",
-    "PROGRAMS",
     "Program",
     "bring_program",
     "copy_hashed",
     "keep_program",
     "known_program",
+    "known_programs",
     "own_program",
     "programs_folder",
     "remove_whatever",
     "this_machine",
 ]
 
-_FRPC = "https://cdn-media.huggingface.co/frpc-gradio-0.3/frpc_"
-_CLOUDFLARED = "https://github.com/cloudflare/cloudflared/releases/download/2026.9.1/cloudflared-"
-_NGROK = "https://bin.ngrok.com/a/"
 _LARGEST_BYTES = 200 * 2**20  # of a program whose size is not known beforehand
 _CHUNK_BYTES = 2**20
 PAUSES_S = (1.0,)  # between the tries of one download: somebody waits for a link
@@ -57,35 +55,17 @@ class Program:
     size: int | None = None  # bytes, where the source of the hash says them
 
 
-# Sources of the hashes, 2026-11-29. frpc: gradio/tunneling.py of gradio 6.31. cloudflared: the release notes of
-# 2026.9.1. ngrok: nixpkgs, pkgs/by-name/ng/ngrok, 3.39.9; at its usual address another program lies every week.
-PROGRAMS: tuple[Program, ...] = (
-    Program("frpc", "0.3", "linux amd64", f"{_FRPC}linux_amd64",
-            "c791d1f047b41ff5885772fc4bf20b797c6059bbd82abb9e31de15e55d6a57c4"),
-    Program("frpc", "0.3", "linux arm64", f"{_FRPC}linux_arm64",
-            "823ced25104de6dc3c9f4798dbb43f20e681207279e6ab89c40e2176ccbf70cd"),
-    Program("frpc", "0.3", "darwin amd64", f"{_FRPC}darwin_amd64",
-            "930f8face3365810ce16689da81b7d1941fda4466225a7bbcbced9a2916a6e15"),
-    Program("frpc", "0.3", "darwin arm64", f"{_FRPC}darwin_arm64",
-            "dfac50c690aca459ed5158fad8bfbe99f9282baf4166cf7c410a6673fbc1f327"),
-    Program("cloudflared", "2026.9.1", "linux amd64", f"{_CLOUDFLARED}linux-amd64",
-            "03f1f25d1cc93b9ad6c60569d44060bc4f17ed97075760ed8cfca4b12dcd68cc", 39_838_488),
-    Program("cloudflared", "2026.9.1", "linux arm64", f"{_CLOUDFLARED}linux-arm64",
-            "3d97437c71848bd8df68041e12436b484a661d95073ea1937f01a845ce88faa3", 37_466_252),
-    Program("ngrok", "3.39.9", "linux amd64", f"{_NGROK}58nxNCjvFS5/ngrok-v3-3.39.9-linux-amd64",
-            "d26c3fa5e2ca565cee77001e92a1940ebecbcf0cf9e2f8ad4319a429aaa1bf3f"),
-    Program("ngrok", "3.39.9", "linux arm64", f"{_NGROK}7VJKVAoYV2h/ngrok-v3-3.39.9-linux-arm64",
-            "144a59a7a16ad36787e7b54a6bfe6a769b82700102a9abed3b374ee50dde6179"),
-    Program("ngrok", "3.39.9", "darwin arm64", f"{_NGROK}j4HD3vGPY91/ngrok-v3-3.39.9-darwin-arm64",
-            "0ec802e492566baeeb70e764830b41ef7eee4a7cb07407d2098be3b58d6da236"),
-)  # fmt: skip
-
 # How a user names a program of their own, and under which names it is looked for on the path.
 _OWN = {
     "ngrok": ("PYNGROK_NGROK_PATH", ("ngrok",)),
     "cloudflared": ("FASTSD_CLOUDFLARED", ("cloudflared",)),
     "localtunnel": ("", ("lt", "localtunnel")),
 }
+
+
+def known_programs() -> list[Program]:
+    """Every row of programs.toml, which has the sources of the hashes."""
+    return [Program(**row) for row in read_table("tunnels/services/programs.toml")["program"]]
 
 
 def own_program(name: str) -> str | None:
@@ -126,7 +106,7 @@ def bring_program(name: str, folder: Path, *, also: Iterable[Path] = (), package
     """Put a checked copy of a program into a private folder, ready to run; it is fetched only where none is right.
 
     Args:
-        name: as in PROGRAMS.
+        name: as in programs.toml.
         folder: the link's own folder, for this user alone.
         also: other places where a copy may lie; a wrong one there is deleted too.
         packaged: files of installed packages that may be it; a wrong one is left, since the package has need of it.
@@ -168,7 +148,7 @@ def known_program(name: str) -> Program:
         TunnelToolMissing: there is none.
     """
     here = this_machine()
-    for program in PROGRAMS:
+    for program in known_programs():
         if (program.name, program.machine) == (name, here):
             return program
     raise TunnelToolMissing(
@@ -178,7 +158,7 @@ def known_program(name: str) -> Program:
 
 
 def this_machine() -> str:
-    """This kind of machine as PROGRAMS names it: "linux amd64"."""
+    """This kind of machine as programs.toml names it: "linux amd64"."""
     machine = platform.machine().lower()
     names = {"x86_64": "amd64", "aarch64": "arm64"}
     return f"{sys.platform} {names.get(machine, machine)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastsd_helpers.errors import DependencyMissing, WebUIError
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.processes import Child, environment_for
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.extensions.repositories import commit_of
 from fastsd_helpers.webui.places import Places
@@ -39,8 +40,7 @@ def prepare_extension(ui: WebUI, places: Places, name: str, *, wait_s: float) ->
     folder = places.extensions / name
     asked = [file for file in _FILES if (folder / file).is_file()]
     mark = [commit_of(folder), *(sha256_of(folder / file) for file in asked)]
-    done = _read_done(places)
-    if done.get(name) == mark:
+    if read_object(_done_file(places)).get(name) == mark:
         return False
     if asked:
         ends = time.monotonic() + wait_s
@@ -56,7 +56,7 @@ def prepare_extension(ui: WebUI, places: Places, name: str, *, wait_s: float) ->
                 words = [str(places.python), "-u", str(folder / "install.py")]
                 where = folder if ui.key == "comfyui" else places.code
                 _run(name, "its installer", words, places, where, _of_installer(ui, places, limits), ends)
-    write_atomic(_done_file(places), json.dumps({**_read_done(places), name: mark}).encode())
+    write_atomic(_done_file(places), json.dumps(read_object(_done_file(places)) | {name: mark}).encode())
     return bool(asked)
 
 
@@ -134,11 +134,3 @@ def switch_on(places: Places, name: str) -> None:
 
 def _done_file(places: Places) -> Path:
     return places.environment / "fastsd-extensions.json"  # it goes with the environment
-
-
-def _read_done(places: Places) -> dict[str, list[str]]:
-    try:
-        found = json.loads(_done_file(places).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -4,7 +4,7 @@ from typing import Any
 
 from frame import Refused, before, patch
 from places import uploaded
-from visitors import ClosedPaths, look, no_fetch
+from visitors import close_paths, look, no_fetch
 
 __all__: list[str] = []
 
@@ -46,11 +46,4 @@ def _(original: Any) -> Any:
     return lambda possible_url: False
 
 
-@patch("gradio.routes", "App.create_app", "blocks app_kwargs=")
-def _(original: Any) -> Any:
-    def create_app(blocks: Any, app_kwargs: Any = None) -> Any:
-        app = original(blocks, app_kwargs)
-        app.add_middleware(ClosedPaths)
-        return app
-
-    return create_app
+patch("gradio.routes", "App.create_app", "blocks app_kwargs=")(close_paths)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from frame import before, patch
-from visitors import ClosedPaths, look, no_fetch
+from visitors import close_paths, look, no_fetch
 
 __all__: list[str] = []
 
@@ -23,11 +23,4 @@ before("gradio.processing_utils", "async_save_url_to_cache", "url cache_dir")(no
 before("gradio.processing_utils", "hash_url", "url")(no_fetch)
 
 
-@patch("gradio.routes", "App.create_app", "blocks app_kwargs= auth_dependency=")
-def _(original: Any) -> Any:
-    def create_app(blocks: Any, app_kwargs: Any = None, auth_dependency: Any = None) -> Any:
-        app = original(blocks, app_kwargs, auth_dependency)
-        app.add_middleware(ClosedPaths)
-        return app
-
-    return create_app
+patch("gradio.routes", "App.create_app", "blocks app_kwargs= auth_dependency=")(close_paths)

@@ -5,7 +5,7 @@ from typing import Any
 from frame import Refused, setting
 from places import may_be_served, may_be_shown, plain_path
 
-__all__ = ["ClosedPaths", "allowed", "look", "no_fetch"]
+__all__ = ["allowed", "close_paths", "look", "no_fetch"]
 
 # Always closed: they show passwords of the command line, or fetch for the caller.
 _CLOSED = ("/proxy=", "/sdapi/v1/cmd-flags", "/internal/sysinfo", "/internal/sysinfo-download")
@@ -34,7 +34,18 @@ def no_fetch(*_arguments: Any, **_named: Any) -> None:
     raise Refused("no address is fetched")
 
 
-class ClosedPaths:
+def close_paths(create_app: Any) -> Any:
+    """Let the function that makes Gradio's app put the closed paths before it."""
+
+    def create(*arguments: Any, **named: Any) -> Any:
+        app = create_app(*arguments, **named)
+        app.add_middleware(_ClosedPaths)
+        return app
+
+    return create
+
+
+class _ClosedPaths:
     """ASGI middleware: 403 for paths that no visitor needs, and for files outside the served folders."""
 
     def __init__(self, app: Any) -> None:

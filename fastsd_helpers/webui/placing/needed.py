@@ -15,6 +15,7 @@ from fastsd_helpers.model_lookup import Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, detect_family, find_model, models
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session, find_session
+from fastsd_helpers.sessions.folders import models_in
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine
 from fastsd_helpers.webui.places import Places, require_folder, store_folder
@@ -257,10 +258,7 @@ def _of_session(
     session: Session, ui: WebUI, places: Places, machine: Machine, kind: str, t5: str, root: Path | str | None
 ) -> Needed:
     newest = session.finished_model()
-    made = sorted(
-        (path for path in session.exports.glob("*.safetensors") if not path.name.startswith(".")),
-        key=lambda path: -path.stat().st_mtime,
-    )
+    made = sorted(models_in(session.exports), key=lambda path: -path.stat().st_mtime)
     fitting = [path for path in made if kind != "auto" and _is_kind(path, kind)]
     file = _local((fitting or [newest])[0].absolute(), "auto", ui, "linked")
     if file.kind != "lora":

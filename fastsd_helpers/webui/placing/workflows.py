@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
@@ -17,47 +18,19 @@ __all__ = ["make_workflow", "write_workflow"]
 
 _PROMPT = "a photo of a lighthouse at dusk, warm light in its windows"
 _SIDE = {"sd15": 512, "sd21": 768}  # px; every other family draws at 1024
-# Type of a node -> its inputs (name, type), its outputs, and what is set on it. Source: nodes.py and
-# comfy_extras/nodes_flux.py of ComfyUI, nodes.py of ComfyUI-GGUF.
-_NODES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]] = {
-    "CheckpointLoaderSimple": ((), ("MODEL", "CLIP", "VAE"), ("ckpt_name",)),
-    "UNETLoader": ((), ("MODEL",), ("unet_name", "weight_dtype")),
-    "UnetLoaderGGUF": ((), ("MODEL",), ("unet_name",)),
-    "DualCLIPLoader": ((), ("CLIP",), ("clip_name1", "clip_name2", "type", "device")),
-    "DualCLIPLoaderGGUF": ((), ("CLIP",), ("clip_name1", "clip_name2", "type")),
-    "VAELoader": ((), ("VAE",), ("vae_name",)),
-    "LoraLoader": (
-        (("model", "MODEL"), ("clip", "CLIP")),
-        ("MODEL", "CLIP"),
-        ("lora_name", "strength_model", "strength_clip"),
-    ),
-    "CLIPTextEncode": ((("clip", "CLIP"),), ("CONDITIONING",), ("text",)),
-    "FluxGuidance": ((("conditioning", "CONDITIONING"),), ("CONDITIONING",), ("guidance",)),
-    "EmptyLatentImage": ((), ("LATENT",), ("width", "height", "batch_size")),
-    "EmptySD3LatentImage": ((), ("LATENT",), ("width", "height", "batch_size")),
-    "KSampler": (
-        (
-            ("model", "MODEL"),
-            ("positive", "CONDITIONING"),
-            ("negative", "CONDITIONING"),
-            ("latent_image", "LATENT"),
-        ),
-        ("LATENT",),
-        ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    ),
-    "VAEDecode": ((("samples", "LATENT"), ("vae", "VAE")), ("IMAGE",), ()),
-    "SaveImage": ((("images", "IMAGE"),), (), ("filename_prefix",)),
-}
-
-
 # px on the page: a node's title stands above its place.
 _IN_A_COLUMN, _TOP, _BETWEEN = 3, 60, 60
 
 
+def _node(kind: str) -> dict[str, Any]:
+    return read_table("webui/placing/nodes.toml")[kind]
+
+
 def _height(kind: str) -> int:
     """What a node takes on the page: a row for each connection and setting, and room for text and for the image."""
-    inputs, outputs, settings = _NODES[kind]
-    rows = 20 * max(len(inputs), len(outputs)) + 26 * (len(settings) + ("seed" in settings))
+    node = _node(kind)
+    settings = node["settings"]
+    rows = 20 * max(len(node["inputs"]), len(node["outputs"])) + 26 * (len(settings) + ("seed" in settings))
     return {"CLIPTextEncode": 160, "SaveImage": 340}.get(kind, max(80, 20 + rows))
 
 
@@ -91,9 +64,9 @@ class _Graph:
             below = below if (number - 1) % _IN_A_COLUMN else _TOP
             top, height = below, _height(kind)
             below += height + _BETWEEN
-            inputs, outputs, settings = _NODES[kind]
-            slots = []
-            for place, (name, what) in enumerate(inputs):
+            node_type = _node(kind)
+            settings, slots = node_type["settings"], []
+            for place, (name, what) in enumerate(node_type["inputs"]):
                 node, slot = links[name]
                 wires.append([len(wires) + 1, node, slot, number, place, what])
                 slots.append({"name": name, "type": what, "link": len(wires)})
@@ -111,7 +84,8 @@ class _Graph:
                     "mode": 0,
                     "inputs": slots,
                     "outputs": [
-                        {"name": what, "type": what, "links": [], "slot_index": n} for n, what in enumerate(outputs)
+                        {"name": what, "type": what, "links": [], "slot_index": n}
+                        for n, what in enumerate(node_type["outputs"])
                     ],
                     "properties": {"Node name for S&R": kind},
                     "widgets_values": set_here,

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DriveError, WebUICrashed
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.tunnels import Login, Tunnel
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.extensions.kept import keep_settings
@@ -113,12 +114,9 @@ def note_run(running: Any, **about: Any) -> None:
 
 def read_note(running: Any) -> dict[str, Any]:
     """What `note_run` kept of this very run; nothing of an earlier one."""
-    try:
-        noted = json.loads((running.places.run / "note.json").read_text(encoding="utf-8"))
-        same = (noted["pid"], noted["started"]) == (running.state.pid, running.state.started)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-    return noted if same else {}
+    noted = read_object(running.places.run / "note.json")
+    same = noted.get("pid"), noted.get("started")
+    return noted if same == (running.state.pid, running.state.started) else {}
 
 
 def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:

@@ -22,6 +22,7 @@ from fastsd_helpers.processes import (
     environment_for,
     with_this_package,
 )
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.tunnels.services.kinds import find_token
@@ -126,8 +127,8 @@ def _find(line: str) -> dict[str, Any] | None:
 def read_link(run: Path) -> BackgroundLink | None:
     """The link that is held for a run; None when none is."""
     try:
-        link = BackgroundLink(**json.loads((run / "link.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        link = BackgroundLink(**read_object(run / "link.json"))
+    except TypeError:
         return None
     return link if link.boot == boot_id() and link.process.is_alive() else None
 

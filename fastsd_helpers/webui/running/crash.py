@@ -4,6 +4,7 @@ import re
 import signal
 from collections.abc import Sequence
 
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import WebUICrashed
 from fastsd_helpers.webui.running.circumstances import Circumstances
 from fastsd_helpers.webui.running.last_words import (
@@ -19,98 +20,12 @@ __all__ = ["explain_crash", "explain_refusal"]
 _LATER = "Start it again."
 _LESS = "Choose a smaller model or a machine with more RAM; for SDXL, a GPU of 12 GB and more with --lowram."
 _DISK = ("the disk is full", "Free some space on this machine's disk, then start it again.")
-_DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive again, then start it again.")
 _STORE = (
     "the folder of its models does not answer: the connection to Drive was lost, or it was moved away",
     "Run the cell that connects Drive again, or bring the folder back; then start it again.",
 )
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
-# (pattern in the error that ended it, what happened, what to do); the first that fits is taken.
-_Table = tuple[tuple[str, str, str], ...]  # pattern, what it means, what to do
-_ERRORS: _Table = (
-    (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
-        "the GPU's memory was not enough",
-        "Choose a lower setting for vram, a smaller image or a smaller model; close other programs on this GPU.",
-    ),
-    (
-        r"no kernel image is available|is not compatible with the current PyTorch",
-        "its PyTorch has no code for this GPU",
-        "Run `fastsd webui install` again: its environment must hold a PyTorch for this GPU.",
-    ),
-    (
-        r"CUDA error|CUDA driver|cuDNN error|CUBLAS_STATUS",
-        "the GPU or its driver failed",
-        "Start it again; if the problem persists, restart the machine (Colab: Runtime > Disconnect and delete "
-        "runtime).",
-    ),
-    (
-        r"^MemoryError|DefaultCPUAllocator: (?:can't|not enough)|Cannot allocate memory|Errno 12\b",
-        "the machine's RAM was not enough",
-        _LESS,
-    ),
-    (
-        r"Cannot add middleware after an application has started",
-        "something opened its page before it was ready",
-        "Start it again, and open the link only when it is shown.",
-    ),
-    (
-        r"Torch is not able to use GPU|Found no NVIDIA driver|No CUDA GPUs are available",
-        "it found no usable GPU",
-        "Select a GPU runtime (Colab: Runtime > Change runtime type), then start it again.",
-    ),
-    (
-        r"No module named '([\w.]+)'",
-        "its environment lacks the module {0}",
-        "Run `fastsd webui install`: it adds what is missing.",
-    ),
-    (
-        r"operator torchvision::nms does not exist",
-        "torch and torchvision of its environment do not match",
-        "Delete its environment and run `fastsd webui install`.",
-    ),
-    (
-        r"bad file inside|Can't get attribute|UnpicklingError",
-        "a .ckpt file holds something that may be a program, and was refused",
-        "Convert it: fastsd convert FILE.ckpt FILE.safetensors.",
-    ),
-    (
-        r"SafetensorError|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeader",
-        "a model file is damaged or was not copied completely",
-        "Look at it with `fastsd inspect FILE`, and download it again.",
-    ),
-    (
-        r"^(?:json\.decoder\.)?JSONDecodeError",
-        "one of its files of settings is damaged",
-        "Move config.json or ui-config.json out of the data directory, then start it again: it creates new ones.",
-    ),
-)
-# These may also be the last that is said without a traceback.
-_SAID: _Table = (
-    (
-        r"Cannot find empty port|address already in use|Errno 98\b",
-        "its port is in use",
-        "Choose another port with --port, or stop the program that has it: `fastsd webui stop`.",
-    ),
-    (
-        r"Couldn't clone|Repository not found|could not read Username",
-        "it tried to download code from a repository that no longer exists",
-        "Run `fastsd webui install`: it gets the code from mirrors that still exist.",
-    ),
-    (r"No space left on device|Errno 28\b|Disk quota exceeded|database or disk is full", *_DISK),
-    (r"Transport endpoint is not connected|Errno 107\b|Stale file handle", *_DRIVE),
-    (
-        r"unrecognized arguments: (.+)",
-        "it does not know the argument {0}",
-        "Correct the extra arguments and start it again.",
-    ),
-    (
-        r"error: argument ([^:]+): (.+)",
-        "it rejects the argument {0}: {1}",
-        "Correct the extra arguments and start it again.",
-    ),
-)
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _CRASHES = {
     signal.SIGSEGV: "segmentation fault",
@@ -248,16 +163,16 @@ def _by_signal(
 
 
 def _look_up(error: Error | None, lines: Sequence[str]) -> tuple[str, str] | None:
+    table = read_table("webui/running/crashes.toml")
     said = [line for line in lines[-_SAID_LINES:] if not _HARMLESS.search(line)]
-    sources: list[tuple[str, _Table]] = [(error.text, (*_ERRORS, *_SAID))] if error is not None else []
     # What was said after the error is nearer to the end than the error itself.
-    last: tuple[str, _Table] = ("\n".join(said), _SAID)
-    sources = [*sources, last] if error is None or error.after == 0 else [last, *sources]
-    for text, table in sources:
-        for pattern, what, hint in table:
-            found = re.search(pattern, text)
-            if found:
-                return what.format(*found.groups()), hint
+    sources = [("\n".join(said), table["said"])]
+    if error is not None:
+        sources.insert(len(sources) if error.after else 0, (error.text, [*table["error"], *table["said"]]))
+    for text, rows in sources:
+        for row in rows:
+            if found := re.search(row["pattern"], text):
+                return row["what"].format(*found.groups()), row["hint"]
     return None
 
 

@@ -23,7 +23,7 @@ _EXTENSION = re.compile(r"[/\\](?:extensions|custom_nodes)[/\\]([^/\\]+)[/\\]")
 # Advice that does not hold here (a link is made another way; a newer torch wants a newer driver than rented machines
 # have), and git's words about a copy without its history.
 _NOISE = re.compile(
-    r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything|"
+    r"To create a public link, set `share=True`|^fatal: No (?:names found, cannot describe anything|tags can describe)|"
     r"pytorch (?:with|to) cu\d+ or higher|^(?:WARNING ?){3}$"
 )
 _NOISE_ON_CPU = re.compile(r"Found no NVIDIA driver|memory monitor disabled|No CUDA GPUs are available")

@@ -14,6 +14,7 @@ from fastsd_helpers.container import count_memory_kills
 from fastsd_helpers.errors import WebUICrashed, WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, LogTail, boot_id, end_group
+from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.tunnels import Login, Tunnel
 from fastsd_helpers.tunnels.ports import PortNote, note_port, open_private, read_port
 from fastsd_helpers.webui.catalog import WebUI
@@ -119,8 +120,8 @@ def start_process(
 def read_run(run: Path) -> RunState | None:
     """What was started last, by the folder of its runs; None when nothing was, or its record cannot be read."""
     try:
-        return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return RunState(**read_object(run / "state.json"))
+    except TypeError:
         return None
 
 
