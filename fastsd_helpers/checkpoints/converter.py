@@ -149,16 +149,17 @@ def convert(
     dst = Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     given = _look(Path(src).expanduser(), dst, base, family, dtype)
-    # They need numpy, and only now are needed.
-    from fastsd_helpers.checkpoints.lora_converter import convert_lora
-    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
-
     src = given.path
     if given.what == "lora":
+        from fastsd_helpers.checkpoints.lora_converter import convert_lora
+
         _refuse_merging(src, merge)
         require_inert([src])
         written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
         return replace(written, notes=(*given.notes, *written.notes))
+    # It needs numpy, and only now is needed.
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+
     (check_destination if dst.suffix.lower() in _FILES else _check_folder)(dst, overwrite=overwrite)
     require_inert([src])  # links that lead nowhere or round in a circle too
     with ExitStack() as stack:

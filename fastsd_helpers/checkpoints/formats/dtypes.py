@@ -181,7 +181,8 @@ def _to_16_bits(wide: "np.ndarray", wanted: str, owner: Callable[[], str], out: 
     narrow = np.empty(wide.size, "<u2") if out is None else np.frombuffer(out, "<u2", wide.size)
     if wanted == "F16" and wide.size >= _MANY and (faster := half_floats()) is not None:
         faster.narrow(wide, narrow)
-        if (narrow & 0x7FFF).max() < 0x7C00:  # neither infinite nor not-a-number, before or afterwards
+        # Neither infinite nor not-a-number, before or afterwards; of either sign, and without another array.
+        if narrow.max() < 0xFC00 and narrow.view("<i2").max() < 0x7C00:
             return narrow
     if not hasattr(_scratch, "arrays"):
         _scratch.arrays = np.empty((2, _BLOCK), "<u4")

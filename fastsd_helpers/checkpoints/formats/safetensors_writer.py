@@ -14,7 +14,7 @@ from fastsd_helpers.checkpoints.formats.dtypes import DTYPE_BYTES
 from fastsd_helpers.checkpoints.formats.safetensors_file import fill
 from fastsd_helpers.checkpoints.formats.tensor_plan import Piece, Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
-from fastsd_helpers.checkpoints.formats.writeback import start_writeback
+from fastsd_helpers.checkpoints.formats.writeback import allocate, start_writeback
 from fastsd_helpers.errors import VerificationFailed
 from fastsd_helpers.files import check_room, hashes_from, new_file
 from fastsd_helpers.runtime import fault_point
@@ -63,6 +63,7 @@ def write_safetensors(
     size = len(header) + sum(recipe.fact.bytes for recipe in recipes.values())
     with new_file(path) as (file, temporary):
         check_room(path.parent, size)
+        allocate(file.fileno(), size)
         # What is read back is compared with what this process had in its hands; else the system may copy.
         output = _Output(file.fileno(), len(header), may_move=not read_back, hashed=hashes)
         output.store(-len(header), header)
