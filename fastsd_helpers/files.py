@@ -37,6 +37,7 @@ __all__ = [
     "outage",
     "placed",
     "remembered_sha256",
+    "remove_leftovers",
     "scratch_root",
     "sha256_of",
     "size_in_words",
@@ -55,7 +56,7 @@ _REMOUNT = (
     "choose Runtime > Restart session first. What was saved before is still there."
 )
 _CHUNK_BYTES = 8 * 2**20
-_OWNER = re.compile(r"(?P<pid>\d+)(-(?P<start>\d+)-(?P<boot>[0-9a-f]*))?\.[0-9a-f]+\.part")
+_LEFTOVER = re.compile(r"(?:.+\.)?(?P<pid>\d+)(-(?P<start>\d+)-(?P<boot>[0-9a-f]*))?\.[0-9a-f]+\.part")
 _FOREIGN_S = 3600.0  # so long nobody wrote to it: what another machine left unfinished is nobody's
 
 
@@ -373,9 +374,20 @@ def _make_ready(path: Path) -> None:
     """Make the folder, and remove what a killed run left there, gigabytes of it; a living one's is kept."""
     with file_errors(path.parent, "write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.part"):
-            owner = _OWNER.fullmatch(leftover.name.removeprefix(_prefix(path)))
-            if owner is not None and _is_nobodys(leftover, owner):
+    remove_leftovers(path.parent, _prefix(path))
+
+
+def remove_leftovers(folder: Path, prefix: str = ".") -> None:
+    """Remove what killed runs left in a folder, unfinished and hidden; what a living process makes is kept.
+
+    Args:
+        prefix: of what is left of one file; without it, of all files.
+    """
+    with file_errors(folder, "write to"):
+        for leftover in folder.glob(f"{glob.escape(prefix)}*.part"):
+            owner = _LEFTOVER.fullmatch(leftover.name.removeprefix(prefix))
+            # Where any name will do, only what says as much as names of ours do.
+            if owner and (prefix != "." or owner["boot"]) and _is_nobodys(leftover, owner):
                 _remove(leftover)
 
 

@@ -27,6 +27,7 @@ WIDTHS = (360, 800, 1400)
 _SERIOUS = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
     .filter(found => ['serious', 'critical'].includes(found.impact))
     .map(found => `${found.id}: ${found.nodes.length} x ${found.nodes[0].target} ${found.nodes[0].failureSummary}`)"""
+_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 _TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -54,7 +55,7 @@ def look(page: Any, address: str, axe: Path, widths: Sequence[int], shot: Path |
     page.add_script_tag(path=str(axe))
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(50)  # the page's own answer to its new width
+        page.evaluate(_FRAMES)  # the page has answered to its new width
         told += [f"{width} px: {found}" for found in page.evaluate(_SERIOUS)]
         if (over := page.evaluate(_TOO_WIDE)) > 0:
             told.append(f"{width} px: {over} px are out of sight")

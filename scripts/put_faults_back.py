@@ -324,6 +324,37 @@ FAULTS = (
         ("test_chance.py::test_offset_noise_is_one_value_for_each_picture_and_channel",),
     ),
     Fault(
+        "an image that shares its bucket with few others is seen more often than the rest",
+        "dreambooth/training/randomness.py",
+        "earlier = epoch * images[bucket] + places[:-1].count(bucket)",
+        "earlier = number",
+        ("test_chance.py::test_a_batch_is_of_one_bucket_and_every_image_comes_equally_often",),
+    ),
+    Fault(
+        "a mirrored image is told with what was cut off of it unmirrored",
+        "dreambooth/families/framing.py",
+        "cut_left = max(0, round(self.photo[0] * x) - width - cut_left)",
+        "cut_left = max(0, cut_left)",
+        (
+            "test_buckets.py::test_what_is_cut_off_is_read_back_exactly_from_images_that_hold_their_own_coordinates",
+            "test_sdxl.py::test_in_every_bucket_an_image_is_told_with_what_is_cut_off_of_it_there",
+        ),
+    ),
+    Fault(
+        "class images of another size than the photos of their batch do not count",
+        "dreambooth/training/stages.py",
+        "loss + config.prior_weight * self.loss_of(batch.apart)",
+        "loss + 0 * self.loss_of(batch.apart)",
+        ("test_buckets.py::test_class_images_have_the_photos_shapes_and_count_the_same_in_a_pass_of_their_own",),
+    ),
+    Fault(
+        "the cut of a bucket is around the middle though the subject's place is known",
+        "dreambooth/dataset/buckets.py",
+        "cover(width, height, size, image.focus)",
+        "cover(width, height, size)",
+        ("test_buckets.py::test_the_subject_is_kept_as_far_as_the_shape_allows",),
+    ),
+    Fault(
         "offset noise is left out",
         "dreambooth/training/stages.py",
         "noise = noise + config.offset_noise * offset",

@@ -169,6 +169,8 @@ def test_sizes_and_values_are_said_in_words() -> None:
         "  d    2e-06",
         "  e    1, 2",
     ]
+    sentences = pairs({"path": "a", "next": ("Look at the grid: before and after.", "Train some more.")})
+    assert sentences[1] == "  next  Look at the grid: before and after.\n        Train some more."
 
 
 # --------------------------------------------------------------------------------------------- exit codes

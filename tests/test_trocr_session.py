@@ -265,6 +265,35 @@ def test_pages_are_told_from_lines_and_their_lines_cut(tmp_path, reader):
             assert np.asarray(cut.convert("L")).min() < 60
 
 
+def test_a_page_is_read_in_the_order_asked_for_and_read_anew_for_another(tmp_path, reader):
+    pytest.importorskip("rapidocr")
+    page = Image.new("RGB", (900, 480), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(44)
+    for column in range(2):
+        for row in range(3):
+            pen.text((60 + 460 * column, 60 + 140 * row), f"cell {column} {row}", font=font, fill="black")
+    session = ReadingSession(tmp_path / "mine")
+
+    def places(order):
+        lines = session.read(reader, [page], pages="pages", order=order)
+        return [(line.read.box[0][0] > 450, line.read.box[0][1] // 140) for line in lines]
+
+    by_column, by_row = places("columns"), places("rows")
+    assert by_column == sorted(by_column)
+    assert by_row == sorted(by_row, key=lambda place: place[1])
+    assert places("columns") == by_column
+    # Corrections of another version, whose cuts of the same lines had other pixels, follow their lines.
+    rows, right = tmp_path / "mine" / "lines.jsonl", tmp_path / "mine" / "corrections.json"
+    first = json.loads(rows.read_text().splitlines()[0])["key"]
+    session.correct(first, "cell 0 0")
+    told = rows.read_text().replace(first, "cut-otherwise").replace('"by": "', '"by": "other')
+    rows.write_text(told)
+    right.write_text(right.read_text().replace(first, "cut-otherwise"))
+    again = ReadingSession(tmp_path / "mine").read(reader, [page], pages="pages", order="columns")
+    assert [line.right for line in again] == ["cell 0 0", *[None] * 5]
+    assert list(json.loads(right.read_text())) == [first]
+
+
 def test_a_reading_that_was_cut_goes_on_and_nothing_is_read_twice(tmp_path, reader, monkeypatch):
     pytest.importorskip("rapidocr")
     folder = tmp_path / "scans"
@@ -362,7 +391,7 @@ def test_settings_of_reading_come_first_the_pictures_and_all_are_checked():
     from fastsd_helpers.options import options_of
 
     names = [item.name for item in options_of(ReadPicturesConfig)]
-    assert names[:3] == ["images", "reader", "pages"]
+    assert names[:4] == ["images", "reader", "pages", "order"]
     with pytest.raises(SettingsError, match=r"beams.*pages|pages.*beams"):
         ReadPicturesConfig(beams=0, pages="all")
     with pytest.raises(SettingsError, match="reader"):

@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_files(reader, scans
         return subprocess.run(words, env=os.environ | more, capture_output=True, text=True, check=False)
 
     whole = transcribe(reader, [str(scans)], tmp_path / "whole", LINES)
-    for fault in ("trocr.page:4", "trocr.written:2"):
+    for fault in ("trocr.page:4", "trocr.file.write:1", "trocr.file.after_rename:2"):
         assert run("cut", FASTSD_FAULT=fault).returncode == -signal.SIGKILL
     notes = next((tmp_path / "cut" / ".fastsd-run").glob("*.jsonl"))
     notes.write_bytes(notes.read_bytes() + b'{"stamp": [1')  # a note that the kill cut

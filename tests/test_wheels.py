@@ -24,6 +24,7 @@ from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels import difference, installer, tools, unproved
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.lockfile import canonical, digest_of
+from fastsd_helpers.wheels.proof import prove
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ("dreambooth", "webui", "trocr", "trocr-int8")
@@ -415,6 +416,19 @@ def test_a_version_that_is_gone_is_named_and_nothing_is_changed(shelf, python):
     with pytest.raises(InstallError, match=r"beta 2\.5 was not installed.*not where it is looked for"):
         install(shelf, python)
     assert site_of(python) == before
+
+
+def test_what_reports_its_users_to_a_maker_is_proved_and_told_of_nobody(tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    reporter = f"def report():\n    open({str(told)!r}, 'w').close()\n"
+    user = "try:\n    import openvino_telemetry\n    openvino_telemetry.report()\nexcept ImportError:\n    pass\n"
+    for name, code in (("early", user), ("openvino-telemetry", reporter), ("zealous", user)):
+        with zipfile.ZipFile(make_wheel(tmp_path / "wheels", name, "1.0", code)) as wheel:
+            wheel.extractall(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    names = ["early", "openvino-telemetry", "zealous"]
+    assert prove(wheels.read_environment(), names) == (["early", "openvino_telemetry", "zealous"], [])
+    assert not told.exists()
 
 
 @needs_uv

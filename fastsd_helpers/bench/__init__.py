@@ -34,6 +34,10 @@ BENCHMARKS = {
     ),
     "install": Benchmark("installing what a workflow lacks, versus plain pip", "install"),
     "trocr": Benchmark("lines read per second at base size, versus transformers' own generate loop", "trocr"),
+    "trocr pages": Benchmark(
+        "pages transcribed per minute into files of every format, split into finding, cutting, reading and writing",
+        "trocr_pages",
+    ),
 }
 
 

@@ -51,9 +51,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def pairs(values: dict[str, Any]) -> list[str]:
-    """One indented line per name, with the values in one column; nothing and empty are a dash."""
+    """One indented line per name, with the values in one column; nothing is a dash; a sentence has its own line."""
     width = max((len(name) for name in values), default=0)
-    return [f"  {name.replace('_', ' ').ljust(width)}  {_in_words(value)}" for name, value in values.items()]
+    below = "\n" + " " * (width + 4)
+    return [f"  {name.replace('_', ' ').ljust(width)}  {_in_words(value, below)}" for name, value in values.items()]
 
 
 def now_and_then(tell: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +70,7 @@ def now_and_then(tell: Callable[..., None]) -> Callable[..., None]:
     return told
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: Any, below: str = ", ") -> str:
     if value is None or value in ("", [], {}, ()):
         return "-"
     if isinstance(value, bool):
@@ -79,7 +80,8 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_in_words(item) for item in value)
+        words = [_in_words(item) for item in value]
+        return (below if any(len(word.split()) > 4 for word in words) else ", ").join(words)
     return str(value)
 
 

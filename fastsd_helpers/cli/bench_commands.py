@@ -13,8 +13,14 @@ __all__ = ["add_commands"]
 def add_commands(commands: Any) -> None:
     """Add the group `bench` to the parser."""
     group = command_group(commands, "bench")
+    groups: dict[str, Any] = {"": group}
     for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, bench.load_benchmark(name).Settings, help=row.about)
+        parent, _blank, own = name.rpartition(" ")  # "trocr pages" goes on from trocr, which measures by itself too
+        if parent and not isinstance(groups[parent], argparse._SubParsersAction):
+            groups[parent] = groups[parent].add_subparsers(metavar="")
+        groups[name] = measuring = command(
+            groups[parent], own, measure, bench.load_benchmark(name).Settings, help=row.about
+        )
         measuring.set_defaults(benchmark=name)
 
 

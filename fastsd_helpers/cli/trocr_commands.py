@@ -19,12 +19,15 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
-from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
+from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
+from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
 
 __all__ = ["add_commands"]
 
@@ -36,6 +39,7 @@ def add_commands(commands: Any) -> None:
     command(group, "evaluate", evaluate, ReadConfig)
     command(group, "embed", embed)
     command(group, "finetune", finetune, FineTuneConfig)
+    command(group, "language", language)
     command(group, "quantize", quantize)
     command(group, "serve", share, ServeConfig)
 
@@ -57,9 +61,13 @@ def _progress(what: str = "lines") -> Callable[..., None]:
 
 
 def read(chosen: argparse.Namespace) -> Answer:
+    chosen.out = parse_place(chosen.out) if chosen.out else None
+    if chosen.engine == "ray" or is_remote(chosen.out):
+        return _transcribe_on_ray(chosen)
+    if chosen.address or chosen.workers or chosen.cores:
+        raise SettingsError("--address, --workers and --cores are for workers.", "Add --engine ray, or leave them out.")
     shard = folder.parse_shard(chosen.shard)
-    if not 0 <= chosen.least_confidence <= 1:
-        raise SettingsError(f"--least-confidence is {chosen.least_confidence}.", "Give a number from 0 to 1.")
+    _least_confidence(chosen)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
     into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
     source = only if only is not None and only.is_dir() and into is not None else None
@@ -112,6 +120,13 @@ def read(chosen: argparse.Namespace) -> Answer:
     return Answer(data, [*([f"Written: {chosen.out}"] if chosen.out else texts), *_unsure(unsure, least)])
 
 
+def _least_confidence(chosen: argparse.Namespace) -> float:
+    least: float = chosen.least_confidence
+    if not 0 <= least <= 1:
+        raise SettingsError(f"--least-confidence is {least}.", "Give a number from 0 to 1.")
+    return least
+
+
 def _pages(chosen: argparse.Namespace) -> str:
     return {True: "pages", False: "lines", None: "auto"}[chosen.pages]
 
@@ -151,11 +166,34 @@ def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -
     config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
     began, tell = time.monotonic(), _progress("pages")
     result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
+    return _transcribed(result, out, chosen.least_confidence, time.monotonic() - began)
+
+
+def _transcribe_on_ray(chosen: argparse.Namespace) -> Answer:
+    if chosen.engine != "ray":
+        raise SettingsError(f"{chosen.out} is no folder of this machine.", "Add --engine ray, or mount it.")
+    if chosen.out is None or (not is_remote(chosen.out) and not _is_folder(chosen.out, chosen.format)):
+        raise SettingsError("--engine ray writes into a folder.", "Name one with --out, and --format.")
+    if chosen.shard or chosen.attention:
+        raise SettingsError("--shard and --attention do not go with --engine ray.", "Leave them out.")
+    given = given_values(chosen, ReadConfig)
+    ReadConfig(**given)
+    config = transcription.TranscribeConfig(
+        formats.parse_formats(chosen.format or "txt"), _pages(chosen), chosen.order, _least_confidence(chosen)
+    )
+    where = cluster.ClusterConfig(chosen.address, chosen.workers or 0, chosen.cores or 0)
+    began = time.monotonic()
+    result = cluster.transcribe_on_ray(
+        chosen.model, given, chosen.images, chosen.out, config, where, progress=_progress("pages")
+    )
+    return _transcribed(result, chosen.out, chosen.least_confidence, time.monotonic() - began)
+
+
+def _transcribed(result: transcription.Transcribed, out: Any, least: float, seconds: float) -> Answer:
     counts = {name: getattr(result, name) for name in ("inputs", "pages", "lines", "read_now", "read_before", "unsure")}
     data = {**counts, "problems": result.problems, "files": result.files, "path": out}
     told = {**counts, "problems": len(result.problems), "files": len(result.files)}
-    lines = [f"Written: {out}", *pairs(told), *_unsure(result.unsure, chosen.least_confidence)]
-    return Answer(data | {"seconds": time.monotonic() - began}, lines)
+    return Answer(data | {"seconds": seconds}, [f"Written: {out}", *pairs(told), *_unsure(result.unsure, least)])
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
@@ -175,8 +213,9 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
 def evaluate(chosen: argparse.Namespace) -> Answer:
     if chosen.report:
         files.check_writable(chosen.report.absolute().parent)
-    lines = dataset.read_lines(chosen.data)
+    lines = None if chosen.align else dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
+    lines = lines or dataset.align_lines(reader, chosen.data, chosen.align)
     began = time.monotonic()
     result = evaluation.evaluate(reader, lines, normal_form=chosen.normal_form, progress=_progress())
     seconds = time.monotonic() - began
@@ -210,22 +249,50 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 def finetune(chosen: argparse.Namespace) -> Answer:
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
+    data: Any = chosen.data
+    if chosen.align:
+        data = dataset.align_lines(Reader(chosen.model), data, chosen.align, keep=chosen.out / "aligned.jsonl")
     # Whoever watches from a notebook reads what is noted.
     # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
         result = finetuning.finetune(
-            config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
+            config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
+            texts=chosen.text or (), stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL),
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
         "lines": f"{result.train_lines} for training, {result.held_out_lines} for validation",
         "steps": progress.steps_in_words(result.steps, result.curve),
     }
+    for gain in (LanguageGain(**values) for values in result.language):
+        name, _colon, figures = gain.in_words().partition(": ")
+        told[f"language model, {name}"] = figures
     weights = sorted(result.path.glob("*.safetensors"))
     data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}
     return Answer(data, [f"Finished: {result.path}", *pairs(told)])
+
+
+def language(chosen: argparse.Namespace) -> Answer:
+    files.check_writable(chosen.out.absolute().parent)
+    if chosen.out.is_dir():
+        raise SettingsError(f"{chosen.out} is a folder.", "Give --out a file's name that ends in .safetensors.")
+    model = learn_characters(texts_of(chosen.text), order=chosen.order)
+    told = {"characters": model.about["characters"], "n-grams": len(model.keys), "order": model.order}
+    gains: tuple[LanguageGain, ...] = ()
+    if chosen.evaluate:
+        model, gains = choose_weights(
+            Reader(chosen.model), model, dataset.read_lines(chosen.evaluate), progress=_progress()
+        )
+    told |= {name: figures for name, _colon, figures in (gain.in_words().partition(": ") for gain in gains)}
+    helps = not chosen.evaluate or any(gain.weight for gain in gains)
+    if helps:
+        model.save(chosen.out)
+    data = {**told, "gains": [plain(gain) for gain in gains], "path": chosen.out if helps else None}
+    data["sha256"] = files.sha256_of(chosen.out) if helps else None
+    line = f"Written: {chosen.out}" if helps else "Nothing was written: it does not lower the CER of these lines."
+    return Answer(data, [line, *pairs(told)])
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:

@@ -9,13 +9,14 @@ from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.finding import fetch_model, find_folder
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
 from fastsd_helpers.model_lookup.names import Name, how_to_get, known_model, tokens_for, understand
-from fastsd_helpers.model_lookup.readers import GRAPHS, READER, require_reader
+from fastsd_helpers.model_lookup.readers import GRAPHS, LANGUAGE, READER, require_reader
 
 __all__ = [
     "BASE_MODEL",
     "CAPTIONER",
     "CONTROLNET",
     "GRAPHS",
+    "LANGUAGE",
     "LORA",
     "READER",
     "ModelKind",

@@ -9,9 +9,10 @@ from fastsd_helpers.downloads.pipeline import Contents, Listing
 from fastsd_helpers.errors import ModelError, WrongFamily
 from fastsd_helpers.model_lookup.kinds import ModelKind
 
-__all__ = ["GRAPHS", "READER", "require_reader"]
+__all__ = ["GRAPHS", "LANGUAGE", "READER", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
+LANGUAGE = "language/characters.safetensors"  # in a reader's folder: the language model that it is read with
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what a trainer leaves behind
 # Networks that see an image and load nothing else.
 _ENCODERS = [
@@ -81,7 +82,7 @@ def _reader_files(listing: Listing) -> list[str]:
         )
     small = [name for name in flat if name.endswith((".json", ".txt", ".model")) and ".index." not in name]
     graphs = [name for name in graphs if name.endswith((".xml", ".bin", ".json"))]
-    return [*small, *weights, *graphs]
+    return [*small, *weights, *graphs, *(names & {LANGUAGE})]
 
 
 READER = ModelKind(

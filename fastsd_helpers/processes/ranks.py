@@ -54,7 +54,7 @@ def world_here() -> int:
 
 
 def rank_here() -> int:
-    """This process's number among them, from 0."""
+    """The number of this process among them, from 0."""
     return int(os.environ["RANK"]) if world_here() > 1 else 0
 
 
@@ -104,6 +104,9 @@ class Ranks:
 
         Args:
             stop: set when the process that watches over these asks them to stop.
+
+        Yields:
+            This process as one of them.
 
         Raises:
             TrainingFailed: they cannot reach each other.
@@ -156,11 +159,19 @@ class Ranks:
             self.wait()
 
     def any(self, flag: bool) -> bool:
-        """Whether one of them says so: all of them get the same answer."""
+        """Whether one of them says so: all of them get the same answer.
+
+        Args:
+            flag: what this one says.
+        """
         return any(self.gather(flag))
 
     def gather(self, value: Found) -> list[Found]:
-        """What each of them has, in the order of their numbers; any object that can be pickled."""
+        """What each of them has, in the order of their numbers.
+
+        Args:
+            value: of this one; any object that can be pickled.
+        """
         if self.size == 1:
             return [value]
         import torch
@@ -171,7 +182,11 @@ class Ranks:
         return found
 
     def share(self, make: Callable[[], Found]) -> Found:
-        """What the first one makes; the others wait for it, and get a copy."""
+        """What the first one makes; the others wait for it, and get a copy.
+
+        Args:
+            make: called in the first one alone.
+        """
         if self.size == 1:
             return make()
         import torch
@@ -182,7 +197,12 @@ class Ranks:
         return held[0]
 
     def divide(self, items: Sequence[Any], work: Callable[[Any], Found]) -> list[Found]:
-        """`work` of each item, in their order; each process does every so-manieth of them."""
+        """What `work` makes of each item, in their order; with n processes each does every n-th of them.
+
+        Args:
+            items: the same in all of them.
+            work: called with an item.
+        """
         if self.size == 1:
             return [work(item) for item in items]
         own = [work(item) for item in items[self.rank :: self.size]]

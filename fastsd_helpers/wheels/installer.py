@@ -67,10 +67,8 @@ class InstallReport:
             arrow = f"{change.before} -> {change.after}" if change.before else change.after
             lines.append(f"  {change.name} {arrow}  ({change.bytes / 1e6:.1f} MB; {change.reason})")
         if not self.dry_run:
-            lines.append(
-                f"Done in {self.seconds:.1f} s with {self.tool}; {len(self.modules)} modules pass the import check in "
-                "a fresh Python."
-            )
+            proved = f"; {len(self.modules)} modules pass the import check in a fresh Python" if self.modules else ""
+            lines.append(f"Done in {self.seconds:.1f} s with {self.tool}{proved}.")
         if self.restart:
             lines.append(
                 f"Restart the runtime now: {', '.join(self.restart)} was imported here before and "

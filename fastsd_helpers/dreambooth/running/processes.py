@@ -42,7 +42,7 @@ def choose_processes(
         if asked not in (None, world):
             raise SettingsError(
                 f"processes (--processes) is {asked}, but {world} processes were started together.",
-                f"Leave it out, or start {asked}: accelerate launch --num_processes {asked} ...",
+                f"Leave it out, or have accelerate launch start {asked}.",
             )
         count = world
     elif asked:

@@ -173,7 +173,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
             )
         watched = {"progress": watch.line, "between": watch.batch}
         if images:
-            lines = session.read(reader, images, pages=config.pages, **watched)
+            lines = session.read(reader, images, pages=config.pages, order=config.order, **watched)
         else:
             logger.info("No images were given, so the built-in sample lines are read.")
             lines = session.read_samples(reader, **watched)
@@ -184,7 +184,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     except FastSDError as err:
         view.end_with(err)
         raise
-    session.save(reader=chosen, demo=not images)
+    session.save(reader=chosen, demo=not images, images=images)
     unread = [line for line in lines if line.read.problem]
     told = f"{len(lines) - len(unread)} lines read{f', {len(unread)} could not be' if unread else ''}"
     view.end(f"{told}.", good=True)

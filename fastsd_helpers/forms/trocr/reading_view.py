@@ -6,6 +6,7 @@ Doubt has two degrees, readable in light and dark themes, and told in words too.
 import html
 from pathlib import Path
 
+from fastsd_helpers.forms.trocr.reading_download import DownloadView
 from fastsd_helpers.forms.widgets.style import COLOURS
 from fastsd_helpers.forms.widgets.view import (
     View,
@@ -56,7 +57,7 @@ class ConfidenceView(View):
     """A table of lines: image, text with doubtful tokens coloured, confidence, notes; with pages and an order.
 
     Attributes:
-        box: the widgets.
+        box: the widgets. download: the row that writes them as files.
     """
 
     def __init__(self, session: ReadingSession) -> None:
@@ -78,7 +79,8 @@ class ConfidenceView(View):
         self._back.on_click(lambda _button: self._turn(-1))
         self._next.on_click(lambda _button: self._turn(1))
         bar = widgets.HBox([self._order, self._back, self._next, self._where], layout=layout(align_items="center"))
-        self.box = make_frame(bar, self._table)
+        self.download = DownloadView(session)
+        self.box = make_frame(bar, self._table, *([self.download.box] if self._lines else []))
         self._draw()
 
     def _turn(self, pages: int) -> None:

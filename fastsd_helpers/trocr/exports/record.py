@@ -41,6 +41,7 @@ class RecordLine:
     baseline: tuple[tuple[int, int], ...]
     words: tuple[Word, ...] = ()
     notes: tuple[str, ...] = ()
+    alternatives: tuple[dict[str, Any], ...] = ()  # other texts with their log-probabilities, where asked for
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -101,8 +102,9 @@ def _line_from(values: dict[str, Any]) -> RecordLine:
     )
     places = {name: tuple((int(x), int(y)) for x, y in values[name]) for name in ("polygon", "baseline")}
     return RecordLine(
-        values["text"], values["confidence"], places["polygon"], places["baseline"], words, tuple(values["notes"])
-    )
+        values["text"], values["confidence"], places["polygon"], places["baseline"], words, tuple(values["notes"]),
+        tuple(values.get("alternatives", ())),
+    )  # fmt: skip
 
 
 def _four(box: Any) -> tuple[int, int, int, int]:
@@ -145,6 +147,7 @@ def _record_line(line: Line, width: int, height: int) -> RecordLine:
         _within(baseline, width, height),
         words,
         line.notes,
+        tuple({"text": other.text, "log_prob": round(other.log_prob, 6)} for other in line.alternatives),
     )
 
 

@@ -320,6 +320,7 @@ def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
     """Copy those of these files that a model's folder has."""
     for name in names:
         if (folder / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, target / name)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Line", "Token"]
+__all__ = ["Alternative", "Line", "Token"]
 
 
 class Token(NamedTuple):
@@ -12,6 +12,13 @@ class Token(NamedTuple):
     id: int
     text: str
     confidence: float
+
+
+class Alternative(NamedTuple):
+    """A text that the line may have, and the reader's log-probability of it: of all its tokens and of the end."""
+
+    text: str
+    log_prob: float
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Line:
     baseline: tuple[tuple[float, float], ...] | None = None
     region: tuple[str, int] = ("text", 1)
     centres: tuple[float, ...] | None = None  # where the reader looked for each token, 0 (left) to 1; None: not kept
+    alternatives: tuple[Alternative, ...] = ()  # the likeliest texts, this one first; where they were asked for
 
     def as_row(self) -> dict[str, Any]:
         """The line as plain values for JSON, CSV or a table."""
@@ -40,6 +48,8 @@ class Line:
             found["region"] = list(self.region)
         if self.centres:
             found["centres"] = [round(place, 4) for place in self.centres]
+        if self.alternatives:
+            found["alternatives"] = [{"text": text, "log_prob": round(log, 6)} for text, log in self.alternatives]
         return {
             "name": self.name,
             "text": self.text,
@@ -62,9 +72,10 @@ class Line:
         box, polygon, baseline = (_points(row.get(name)) for name in ("box", "polygon", "baseline"))
         kind, number = row.get("region") or ("text", 1)
         centres = tuple(float(place) for place in row["centres"]) if row.get("centres") else None
+        others = tuple(Alternative(str(one["text"]), float(one["log_prob"])) for one in row.get("alternatives") or ())
         return cls(
             row["text"], float(row["confidence"]), tokens, box, row["name"], row["problem"], tuple(row["notes"]),
-            polygon, baseline, (str(kind), int(number)), centres,
+            polygon, baseline, (str(kind), int(number)), centres, others,
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.model_lookup import GRAPHS
+from fastsd_helpers.model_lookup import GRAPHS, LANGUAGE
 from fastsd_helpers.processes import file_lock
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.trocr.model.checkpoint import PICTURES, WORDS, Checkpoint, copy_files, open_in_bitsandbytes
@@ -134,7 +134,7 @@ def write_graphs(
         (fresh / GRAPHS).mkdir()
         openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
         openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
-        copy_files(checkpoint.folder, ("config.json", "generation_config.json", *PICTURES, *WORDS), fresh)
+        copy_files(checkpoint.folder, ("config.json", "generation_config.json", *PICTURES, *WORDS, LANGUAGE), fresh)
         about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
         about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
         write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())

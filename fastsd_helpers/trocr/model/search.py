@@ -4,19 +4,20 @@ Both searches give the tokens of transformers' `generate` (4.50 and newer) for t
 ended leave the batch at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Engine", "Found", "Limits", "beam_search", "find_loop", "greedy_search", "unlooped"]
+__all__ = ["Engine", "Found", "Language", "Limits", "beam_search", "find_loop", "greedy_search", "unlooped"]
 
 # Half of the work of a step is reading the weights, which costs the same for fewer lines: the copy that drops
 # finished lines pays when at least this part of them has gone.
 _DROP_FROM = 0.25
 _LONGEST_UNIT = 12  # tokens in the longest piece whose repetition counts as a loop
 _CHECK_EVERY = 8
+_JUDGED = 16  # the likeliest tokens of a step, which a language model is asked about; others are not written with one
 
 
 class Engine(Protocol):
@@ -37,6 +38,19 @@ class Engine(Protocol):
         """Go on with other beams."""
 
 
+class Language(Protocol):
+    """What a search needs of a language model; see language.fusion.Fusion."""
+
+    def begin(self) -> Any:
+        """A line of which nothing is written."""
+
+    def after(self, written: Any, token: int) -> Any:
+        """The line with one token more."""
+
+    def added(self, lines: list[Any], tokens: list[list[int]]) -> list[list[float]]:
+        """What each of some tokens would add to the score of each line."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The ids that begin and end a line, and how long it may be (in tokens, the end counted)."""
@@ -49,13 +63,14 @@ class Limits:
 
 @dataclass
 class Found:
-    """One line as found: ids without the start, with the end if it came, and the log-probability of each."""
+    """One line as found: ids without the start, with the end if it came, and the reader's log-probability of each."""
 
     ids: list[int]
     log_probs: list[float]
     ended: bool
     looped: bool = False
     seen: "list[torch.Tensor] | None" = None  # for each token its attention over the image's places, where asked for
+    others: "tuple[Found, ...]" = ()  # what else the line may be, the likelier first; of a beam search
 
     @property
     def mean_log_prob(self) -> float:
@@ -71,6 +86,7 @@ def greedy_search(
     stop_loops: bool = False,
     ban_loops: bool = False,
     banned: "torch.Tensor | None" = None,
+    language: Language | None = None,
     watch: bool = False,
 ) -> list[Found]:
     """Take the likeliest token until the line ends.
@@ -80,6 +96,7 @@ def greedy_search(
         stop_loops: end a line (as `looped`) once its tail repeats itself, instead of going on to the limit.
         ban_loops: never write a piece a third time in a row.
         banned: ids of tokens that are never written; probabilities are among the others.
+        language: adds to the scores by which tokens are chosen.
         watch: keep where each step looked; only TorchEngine can.
     """
     import torch
@@ -88,6 +105,7 @@ def greedy_search(
     state = engine.begin(hidden, 1, steps)
     found = [Found([], [], False, seen=[] if watch else None) for _ in range(len(hidden))]
     running = list(range(len(found)))  # rows of the engine's state -> places in `found`; -1 when ended
+    written = [language.begin() if language else None for _ in found]
     tokens = torch.full((len(running), 1), limits.start)
     for step in range(steps):
         looked: list[torch.Tensor] = []
@@ -101,7 +119,12 @@ def greedy_search(
                 looping = _would_loop(found[place].ids) if place >= 0 else []
                 if looping:
                     scores[row, looping] = float("-inf")
-        best = scores.argmax(dim=-1)
+        if language is None:
+            best = scores.argmax(dim=-1)
+        else:
+            rows = [written[place] for place in running]
+            fused = _with_language(language, [rows], scores.log_softmax(dim=-1).to("cpu")[None], limits.eos, _JUDGED)
+            best = fused[0].argmax(dim=-1).to(scores.device)
         log_probs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
         for row, (place, token) in enumerate(zip(running, best.tolist(), strict=True)):
             if place < 0:
@@ -109,6 +132,8 @@ def greedy_search(
             line = found[place]
             line.ids.append(token)
             line.log_probs.append(log_probs[row])
+            if language is not None:
+                written[place] = language.after(written[place], token)
             if line.seen is not None and places is not None:
                 line.seen.append(places[row])
             line.ended = token in limits.eos
@@ -136,12 +161,34 @@ def _without(banned: "torch.Tensor | None", scores: "torch.Tensor") -> "torch.Te
     return scores if banned is None else scores.index_fill(-1, banned.to(scores.device), float("-inf"))
 
 
+def _with_language(
+    language: Language, written: list[list[Any]], log_probs: "torch.Tensor", eos: tuple[int, ...], most: int
+) -> "torch.Tensor":
+    """Log-probabilities, [lines, beams, vocabulary], of the likeliest tokens and the ends, with what language adds."""
+    import torch
+
+    rows, beams, vocabulary = log_probs.shape
+    likely = log_probs.topk(min(most, vocabulary), dim=-1).indices
+    asked = torch.cat((likely, torch.tensor(eos).expand(rows, beams, -1)), dim=-1)
+    added = language.added([line for row in written for line in row], asked.view(rows * beams, -1).tolist())
+    fused = torch.full_like(log_probs, float("-inf"))
+    return fused.scatter_(-1, asked, log_probs.gather(-1, asked) + torch.tensor(added).view(asked.shape))
+
+
 def beam_search(
-    engine: Engine, hidden: Any, limits: Limits, beams: int, *, banned: "torch.Tensor | None" = None
+    engine: Engine,
+    hidden: Any,
+    limits: Limits,
+    beams: int,
+    *,
+    banned: "torch.Tensor | None" = None,
+    language: Language | None = None,
 ) -> list[Found]:
     """Keep the `beams` likeliest beginnings of every line; the best by mean log-probability wins.
 
-    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False).
+    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False); with
+    a language it is the best sum, in which its bonus for length stands for the mean (length_penalty 0). The others that
+    were finished, `beams` in all, are kept as `others`.
     Source: transformers, generation/utils.py `_beam_search`; here finished lines leave the batch.
     """
     import torch
@@ -158,12 +205,20 @@ def beam_search(
     scores[:, 0] = 0  # all beams are the same at first: only one may put forward candidates
     finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     tokens = torch.full((count, beams), limits.start)
+    written = [[language.begin() for _ in range(beams)] for _ in range(count)] if language else []
+
+    def lengths(step: int) -> int:
+        return 1 if language else step + 1
+
     for step in range(steps):
         log_probs = _without(banned, engine.step(state, tokens)).log_softmax(dim=-1).to("cpu")
         if step < limits.min_new_tokens:
             log_probs[..., list(limits.eos)] = float("-inf")
         rows, vocabulary = len(places), log_probs.shape[-1]
-        sums, flat = (log_probs + scores[:, :, None]).view(rows, -1).topk(candidates)
+        judged = log_probs
+        if language is not None:
+            judged = _with_language(language, written, log_probs, limits.eos, max(_JUDGED, candidates))
+        sums, flat = (judged + scores[:, :, None]).view(rows, -1).topk(candidates)
         parent, token = flat // vocabulary, flat % vocabulary
         own_log = log_probs.view(rows, -1).gather(1, flat)
         last = step + 1 == steps
@@ -175,14 +230,14 @@ def beam_search(
         for row, candidate in (ends[:, :beams]).nonzero().tolist():
             ended = bool(torch.isin(token[row, candidate], eos))
             line = Found(history[row, candidate].tolist(), history_logs[row, candidate].tolist(), ended)
-            _rank(finished[int(places[row])], float(sums[row, candidate]) / (step + 1), line, beams)
+            _rank(finished[int(places[row])], float(sums[row, candidate]) / lengths(step), line, beams)
         if last:
             break
         sums = sums + ends * -1.0e9
         scores, chosen = sums.topk(beams)
         running, running_logs = _pick(history, chosen), _pick(history_logs, chosen)
         came_from = parent.gather(1, chosen)
-        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], step + 1)]
+        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], lengths(step))]
         if not alive:
             break
         if len(alive) < rows:
@@ -191,9 +246,15 @@ def beam_search(
             engine.keep(state, index)
             places, running, running_logs = places[index], running[index], running_logs[index]
             scores, came_from = scores[index], came_from[index]
+            written = [written[row] for row in alive] if language else []
         engine.reorder(state, came_from)
         tokens = running[:, :, -1]
-    return [ranked[0][1] for ranked in finished]
+        if language is not None:
+            written = [
+                [language.after(row[parent], token) for parent, token in zip(*moved, strict=True)]
+                for row, *moved in zip(written, came_from.tolist(), tokens.tolist(), strict=True)
+            ]
+    return [replace(ranked[0][1], others=tuple(line for _mean, line in ranked[1:])) for ranked in finished]
 
 
 def _pick(values: "torch.Tensor", which: "torch.Tensor") -> "torch.Tensor":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
+from fastsd_helpers.trocr.alignment.pages import rows_of_aligned_pages
 from fastsd_helpers.trocr.ground_truth.objects import rows_of_objects
 from fastsd_helpers.trocr.ground_truth.pairs import rows_of_pairs
 from fastsd_helpers.trocr.ground_truth.parquet import rows_of_parquet
@@ -29,7 +30,7 @@ from fastsd_helpers.trocr.ground_truth.transcribed_pages import (
 )
 from fastsd_helpers.trocr.pages.inputs import gather
 
-__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines", "with_files", "write_table"]
+__all__ = ["LabelledLine", "LineSet", "align_lines", "group_of", "read_lines", "with_files", "write_table"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -170,6 +171,39 @@ def read_lines(source: Any) -> LineSet:
         found = _gathered(_rows_of_path(path), str(path))
     else:
         found = _gathered(rows_of_objects(source), type(source).__name__)
+    return _told(found)
+
+
+def align_lines(reader: Any, source: Any, text: Path, *, keep: Path | None = None, order: Any = "auto") -> LineSet:
+    """Lines of pages whose whole text is known: see `rows_of_aligned_pages`.
+
+    Args:
+        keep: a table to write them to, with their images beside it; where it is there already, of the same pages and
+            text, they are taken from it.
+
+    Raises:
+        DatasetError: there is no page or no text, or no line of it can be used.
+    """
+    if keep is None:
+        return _told(_gathered(rows_of_aligned_pages(reader, source, text, order=order), str(source)))
+    mark, made = keep.with_suffix(".from.json"), _made_of(reader, source, text, order)
+    if not (keep.is_file() and mark.is_file() and mark.read_text(encoding="utf-8") == made):
+        mark.unlink(missing_ok=True)
+        write_table(keep, align_lines(reader, source, text, order=order).lines)
+        write_atomic(mark, made.encode())
+    return read_lines(keep)
+
+
+def _made_of(reader: Any, source: Any, text: Path, order: str) -> str:
+    """What aligned lines depend on: the files of the pages and their texts, and the reader."""
+    paths = [Path(source).expanduser(), text]
+    files = [found for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    states = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
+    return json.dumps([states, str(reader.checkpoint.folder), reader.settings.beams, order])
+
+
+def _told(found: LineSet) -> LineSet:
+    """The set as it is, after telling what was left out of it."""
     for problem in found.problems[:20]:
         logger.warning("%s", problem)
     if len(found.problems) > 20:

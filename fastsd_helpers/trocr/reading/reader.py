@@ -1,5 +1,6 @@
 """Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.model_lookup import LANGUAGE
 from fastsd_helpers.options import check, option
 from fastsd_helpers.trocr.language.allowed_characters import banned_tokens, parse_characters
+from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
+from fastsd_helpers.trocr.language.ngram import CharacterModel, open_characters
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
-from fastsd_helpers.trocr.model.line import Line, Token
+from fastsd_helpers.trocr.model.line import Alternative, Line, Token
 from fastsd_helpers.trocr.model.search import Found, beam_search, find_loop, greedy_search, unlooped
 from fastsd_helpers.trocr.model.torch_engine import TorchEngine
 from fastsd_helpers.trocr.pages.inputs import Item, gather
@@ -51,6 +55,21 @@ class ReadConfig:
             "GPU"
         ),
     )
+    n_best: int = option(
+        1,
+        help=(
+            "n-best: the likeliest texts of each line that are kept, with their log-probabilities (json, jsonl); the "
+            "beam width is at least this"
+        ),
+        low=1,
+        high=16,
+    )
+    language: str = option(
+        "auto",
+        help=(
+            "language model (character n-gram, shallow fusion): a file, auto (the model's own, if it has one), or none"
+        ),
+    )
     min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
     max_new_tokens: int | None = option(
         None,
@@ -81,6 +100,11 @@ class ReadConfig:
         crossed = isinstance(low, int) and isinstance(high, int) and low > high
         check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
         parse_characters(self.allowed_characters)
+
+    @property
+    def beam_width(self) -> int:
+        """How many beginnings of a line are kept: so many as are asked for in the end, at least."""
+        return max(self.beams, self.n_best)
 
 
 def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
@@ -119,6 +143,8 @@ class Reader:
         device: see ReadConfig.
         batch_size: see ReadConfig.
         allowed_characters: see ReadConfig.
+        n_best: see ReadConfig.
+        language: see ReadConfig; or an opened CharacterModel.
 
     Raises:
         SettingsError: a setting out of range.
@@ -137,6 +163,8 @@ class Reader:
         *,
         batch_size: int | None = None,
         allowed_characters: str = "",
+        n_best: int = 1,
+        language: str | Path | CharacterModel = "auto",
         cache_dir: Path | None = None,
     ) -> None:
         choices: dict[str, Any] = {"precision": precision, "device": device}  # looked at by the settings themselves
@@ -147,6 +175,8 @@ class Reader:
             loop_guard=loop_guard,
             batch_size=batch_size,
             allowed_characters=allowed_characters,
+            n_best=n_best,
+            language="file" if isinstance(language, CharacterModel) else str(language),
             **choices,
         )
         self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
@@ -168,12 +198,47 @@ class Reader:
         if allowed_characters:
             size = self.checkpoint.config["decoder"].get("vocab_size", len(self.checkpoint.tokenizer))
             self._banned = banned_tokens(self.checkpoint.tokenizer, size, allowed_characters, self.limits.eos)
+        # What lines are read with: nothing, or a language model; it helps to search, or to choose from what was found.
+        self.language = _open_language(language, self.checkpoint)
+        self._fusion = self._make_fusion()
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
         # Whether lines say where the reader looked; set by what writes the places of words.
         self.watches = False
-        logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
+        logger.info("Reading with %s on %s", Path(model).name, self.checkpoint.reason)
+
+    def with_search(self, beams: int, *, n_best: int = 1, language: str | Path | CharacterModel = "auto") -> "Reader":
+        """The same opened model with another search.
+
+        Args:
+            beams: see ReadConfig.
+            n_best: see ReadConfig.
+            language: see ReadConfig; or an opened CharacterModel.
+
+        Returns:
+            Another Reader, which shares the engine of this one.
+        """
+        other = copy.copy(self)
+        other.settings = replace(self.settings, beams=beams, n_best=n_best)
+        other.language = _open_language(language, self.checkpoint)
+        other._fusion = other._make_fusion()
+        return other
+
+    def _make_fusion(self) -> Fusion | None:
+        """The language model beside the search; None where there is none, or where it does not help there."""
+        if self.language is None:
+            return None
+        beams = self.settings.beam_width > 1
+        weights = self.language.beams if beams else self.language.greedy
+        if not weights[0]:
+            if not (beams and self.language.rescoring[0]):
+                logger.info("The language model is not used: it does not help with %s.",
+                            "a beam search" if beams else "greedy decoding; see --beams 4")  # fmt: skip
+            return None
+        tokenizer = self.checkpoint.tokenizer
+        size = self.checkpoint.config["decoder"].get("vocab_size", len(tokenizer))
+        return Fusion(self.language, pieces_of(tokenizer, size), self.limits.eos, weights)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -249,32 +314,60 @@ class Reader:
 
     def _search(self, hidden: Any) -> list[Found]:
         guard = self.settings.loop_guard
-        if self.settings.beams > 1:
-            found = beam_search(self.engine, hidden, self.limits, self.settings.beams, banned=self._banned)
+        chosen: dict[str, Any] = {"banned": self._banned, "language": self._fusion}
+        if self.settings.beam_width > 1:
+            found = beam_search(self.engine, hidden, self.limits, self.settings.beam_width, **chosen)
+            if self.language is not None and self.language.rescoring[0]:
+                found = [self._best_of(line, self.language) for line in found]
             for line in found:
                 line.looped = guard and not line.ended and find_loop(line.ids) is not None
         else:
             watch = self.watches and type(self.engine) is TorchEngine
-            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, banned=self._banned, watch=watch)
+            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, watch=watch, **chosen)
         looped = [place for place, line in enumerate(found) if line.looped]
         if looped:
-            again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True, banned=self._banned)
+            again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True, **chosen)
             for place, second in zip(looped, again, strict=True):
-                found[place] = unlooped(found[place], second)
+                found[place] = replace(unlooped(found[place], second), others=found[place].others)
         return found
 
     def _to_line(self, name: str, found: Found) -> Line:
         import math
 
-        tokenizer = self.checkpoint.tokenizer
         ids = found.ids[:-1] if found.ended else found.ids
         tokens = tuple(
             Token(token, self._piece(token), math.exp(log)) for token, log in zip(ids, found.log_probs, strict=False)
         )
         notes = (("looped",) if found.looped else ()) + (() if found.ended else ("cut",))
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._text(found)
         centres = tuple(self._centre(places) for places in found.seen[: len(ids)]) if found.seen else None
-        return Line(text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes, centres=centres)
+        others = self._alternatives(text, found) if self.settings.n_best > 1 else ()
+        return Line(
+            text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes, centres=centres, alternatives=others
+        )
+
+    def _best_of(self, found: Found, language: CharacterModel) -> Found:
+        """The likeliest of the lines that a search ended with, as reader and language model see them together."""
+        weight, bonus = language.rescoring
+        scored = []
+        for line in (found, *found.others):
+            text = self._text(line)
+            scored.append((sum(line.log_probs) + weight * language.log_prob(text) + bonus * len(text), line))
+        scored.sort(key=lambda item: -item[0])
+        best, *others = (line for _score, line in scored)
+        return replace(best, others=tuple(others))
+
+    def _text(self, found: Found) -> str:
+        ids = found.ids[:-1] if found.ended else found.ids
+        text: str = self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _alternatives(self, text: str, found: Found) -> tuple[Alternative, ...]:
+        """The texts that were found, each once: several rows of tokens may write the same."""
+        known = {text: sum(found.log_probs)}
+        for other in found.others:
+            known.setdefault(self._text(other), sum(other.log_probs))
+        return tuple(Alternative(*item) for item in list(known.items())[: self.settings.n_best])
 
     def _centre(self, places: Any) -> float:
         """Where along a line a step looked most, 0 (left) to 1: the strongest column and those beside it."""
@@ -354,6 +447,22 @@ class Reader:
         patch = encoder.get("patch_size", 16)
         down, across = patch if isinstance(patch, (list, tuple)) else (patch, patch)
         return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
+
+
+def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint) -> CharacterModel | None:
+    if isinstance(wanted, CharacterModel):
+        return wanted
+    own = checkpoint.folder / LANGUAGE
+    if wanted == "none" or (wanted == "auto" and not own.is_file()):
+        return None
+    path = own if wanted == "auto" else Path(wanted).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"There is no language model {path}.",
+            "Make one with: fastsd trocr language, or give auto or none.",
+            fields={"language": f"there is no file {path}"},
+        )
+    return open_characters(path)
 
 
 def _make_engine(checkpoint: Checkpoint) -> Any:

@@ -13,6 +13,7 @@ from fastsd_helpers.files import remembered_sha256
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item
+from fastsd_helpers.trocr.pages.line_pieces import bounds_of
 from fastsd_helpers.trocr.pages.page_reader import cut_lines, looks_like_page, open_detector
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SavedLine",
     "as_jsonl",
+    "carry_over",
     "chunks",
     "fingerprint",
     "fingerprint_by_place",
@@ -31,9 +33,11 @@ __all__ = [
     "not_among",
     "read_items",
     "runs_of",
+    "unread_row",
 ]
 
 _TOGETHER = 64  # single lines opened together
+_SAME_PLACE = 0.7  # of the area of two lines that both have
 _READ_BY = (".safetensors", ".bin", ".json")  # files of a model
 
 
@@ -46,6 +50,7 @@ class SavedLine:
     source: str
     read: Line
     right: str | None = None
+    page: str = ""  # of a line that was found on one: what stands for that page
 
     @property
     def text(self) -> str:
@@ -105,13 +110,20 @@ def make_row(line: Line, source: str, *, key: str = "", page: str = "", by: str 
     return {"key": key, "page": page, "by": by, "source": source, **line.as_row()}
 
 
-def fingerprint(reader: Any, pages: str) -> str:
+def unread_row(item: Item, by: str) -> dict[str, Any]:
+    """The row of an image that cannot be opened."""
+    return make_row(Line("", 0.0, name=item.name, problem=item.problem), item.name, by=by)
+
+
+def fingerprint(reader: Any, pages: str, order: str = "auto") -> str:
     """What a reading depends on besides the image: the weights, by what they hold, and every setting.
 
     A model that was downloaded again on a new machine is the same one.
     """
     files = [(path.name, remembered_sha256(path)) for path in _files_of(reader)]
-    return hashlib.sha256(repr([files, _settings_of(reader, pages)]).encode()).hexdigest()[:16]
+    # An order that was asked for, and nothing where none was: readings of versions that had none are still found.
+    more = [order] if order != "auto" else []
+    return hashlib.sha256(repr([files, _settings_of(reader, pages), *more]).encode()).hexdigest()[:16]
 
 
 def fingerprint_by_place(reader: Any, pages: str) -> str:
@@ -129,7 +141,10 @@ def _settings_of(reader: Any, pages: str) -> list[Any]:
     settings = reader.settings
     # Only where it was given: readings of versions that did not know it are still this reader's.
     allowed = [settings.allowed_characters] if settings.allowed_characters else []
-    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages, *allowed]
+    language = [f"language {reader.language.digest}"] if reader.language is not None else []
+    others = [f"n-best {settings.n_best}"] if settings.n_best > 1 else []
+    known = [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
+    return [*known, *allowed, *language, *others]
 
 
 def known_rows(
@@ -149,6 +164,36 @@ def not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[
     """The rows whose line, or page, the others do not have from the same model."""
     known = {(row["by"], row["page"] or row["key"]) for row in others}
     return [row for row in rows if (row["by"], row["page"] or row["key"]) not in known]
+
+
+def carry_over(right: dict[str, Any], rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Let corrections follow lines whose images were cut otherwise before, as by an earlier version: in `right`.
+
+    Returns:
+        Whether there was any.
+    """
+    of_page: dict[str, list[dict[str, Any]]] = {}
+    for other in others:
+        if other["page"] and other.get("box") and other["key"] in right:
+            of_page.setdefault(other["page"], []).append(other)
+    moved = [
+        (row["key"], other["key"])
+        for row in rows
+        for other in (of_page.get(row["page"], ()) if row.get("box") else ())
+        if row["key"] != other["key"] and _overlap(row["box"], other["box"]) > _SAME_PLACE
+    ]
+    for key, other_key in moved:
+        right.setdefault(key, right[other_key])
+    for other_key in {other_key for _key, other_key in moved} - {row["key"] for row in rows}:
+        del right[other_key]  # else it would be learned twice
+    return bool(moved)
+
+
+def _overlap(one: list[list[float]], other: list[list[float]]) -> float:
+    """The share of two outlines' bounds that both have."""
+    (a, b, c, d), (e, f, g, h) = bounds_of([(x, y) for x, y in one]), bounds_of([(x, y) for x, y in other])
+    both = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
+    return both / max(1e-9, (c - a) * (d - b) + (g - e) * (h - f) - both)
 
 
 def as_jsonl(rows: list[dict[str, Any]]) -> bytes:

@@ -27,6 +27,7 @@ from fastsd_helpers.trocr.reading.reader import DEMO_READER, OWN_READER, ReadCon
 from fastsd_helpers.trocr.reading.rows import (
     SavedLine,
     as_jsonl,
+    carry_over,
     chunks,
     fingerprint,
     fingerprint_by_place,
@@ -35,6 +36,7 @@ from fastsd_helpers.trocr.reading.rows import (
     make_row,
     not_among,
     runs_of,
+    unread_row,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class _Pictures:
     pages: Literal["auto", "lines", "pages"] = option(
         "auto", help="what the images are: single lines, or whole pages, whose lines are found first (segmentation)"
     )
+    order: Literal["auto", "columns", "rows", "rtl"] = option("auto", help="reading order of a page; rows: a ledger")
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ class ReadingSession:
         images: Any,
         *,
         pages: str = "auto",
+        order: Any = "auto",
         progress: Callable[[int], None] | None = None,
         between: Callable[[int], None] | None = None,
     ) -> list[SavedLine]:
@@ -206,6 +210,7 @@ class ReadingSession:
             reader: a Reader.
             images: see `pictures.gather`; folders with their subfolders.
             pages: auto (by their shape), lines or pages.
+            order: of a page's lines, see `cut_lines`.
             progress: called with the number of lines done, after each; it may raise Interrupted to stop there.
             between: called after every batch of lines, whose results may still be on their way.
 
@@ -219,7 +224,8 @@ class ReadingSession:
             DatasetError: nothing there.
             DependencyMissing: a page, and rapidocr is not installed.
         """
-        by, by_place = fingerprint(reader, pages), fingerprint_by_place(reader, pages)
+        by = fingerprint(reader, pages, order)
+        by_place = fingerprint_by_place(reader, pages) if order == "auto" else by  # those versions knew no order
         journal = self._load_rows(_JOURNAL)
         lines, known = known_rows((self._rows, journal), by, by_place)
         rows: list[dict[str, Any]] = []
@@ -238,17 +244,19 @@ class ReadingSession:
                         raise
                 elif chunk[0].picture is None:
                     logger.warning("%s", chunk[0].problem)
-                    rows.append(_unread_row(chunk[0], by))
+                    rows.append(unread_row(chunk[0], by))
                 else:
                     page = key_of(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
-                        may = pages == "auto"
-                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by, may)
+                        how = {"detector": detector, "order": order, "or_line": pages == "auto"}
+                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, by, **how)
                     rows += known[page]
                 write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
+        if carry_over(self._right, rows, [*self._rows, *journal]):
+            self._write_corrections()
         # Of another reading that was cut short, and may go on; and of other images, which may be wanted again.
         self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))])
         return self.lines()
@@ -282,10 +290,8 @@ class ReadingSession:
             else:
                 yield make_row(next(read), group_of(item.name), key=key, by=by)
 
-    def _page_rows(
-        self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str, or_line: bool
-    ) -> list[dict[str, Any]]:
-        page, crops = cut_lines(reader, picture, name=name, detector=detector, or_line=or_line)
+    def _page_rows(self, reader: Any, name: str, picture: Any, key: str, by: str, **how: Any) -> list[dict[str, Any]]:
+        page, crops = cut_lines(reader, picture, name=name, **how)
         if not page.lines:
             nothing = Line("", 0.0, name=name, problem=f"{name}: no line was found.")
             return [make_row(nothing, name, page=key, by=by)]
@@ -335,6 +341,7 @@ class ReadingSession:
                 row["source"],
                 Line.from_row(row),
                 self._right.get(row["key"], {}).get("text"),
+                row["page"],
             )
             for row in self._rows
         ]
@@ -395,8 +402,3 @@ class ReadingSession:
             group = entry["source"] if len(sources) > 1 else f"{entry['source']}, part {place // _BLOCK + 1}"
             found.lines.append(LabelledLine(f"{key}.png", self.pictures / f"{key}.png", entry["text"], group))
         return found
-
-
-def _unread_row(item: Item, by: str) -> dict[str, Any]:
-    """The row of an image that cannot be opened."""
-    return make_row(Line("", 0.0, name=item.name, problem=item.problem), item.name, by=by)

@@ -6,7 +6,6 @@ was killed at any moment reads no page twice, and ends with the same files as on
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +13,18 @@ from typing import Any
 
 from fastsd_helpers import __version__
 from fastsd_helpers.errors import DatasetError, SettingsError
-from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.trocr.exports.formats import PER_PAGE, WHOLE, require_formats, whole_file
 from fastsd_helpers.trocr.exports.record import PageRecord, record_of, settled
 from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file
 from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, open_detector
+from fastsd_helpers.trocr.reading.results import LocalResults, Results
 from fastsd_helpers.trocr.reading.rows import fingerprint, is_page
 
-__all__ = ["TranscribeConfig", "Transcribed", "transcribe"]
+__all__ = ["ToRead", "TranscribeConfig", "Transcribed", "begin_run", "name_inputs", "read_inputs", "transcribe"]
 
 _RUN = ".fastsd-run"  # in the folder of the results
+_SETTINGS = f"{_RUN}/settings.json"
 _TOGETHER = 64  # single lines read together
 _MOST_PIXELS = 50_000_000  # that are held of them
 
@@ -44,7 +44,7 @@ class Transcribed:
     """What a run did: inputs, pages and lines; pages read now and before; problems by name; lines too unsure for txt
     and PDF; and the files."""
 
-    folder: Path
+    folder: Any  # a path, or the address of a place that is no folder here
     inputs: int = 0
     pages: int = 0
     lines: int = 0
@@ -52,11 +52,11 @@ class Transcribed:
     read_before: int = 0
     unsure: int = 0
     problems: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+    files: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Input:
+class ToRead:
     """One file to read, and how its results are called."""
 
     path: Path
@@ -65,7 +65,7 @@ class _Input:
 
 
 # An input's next item and whether it is a page; without an item, the end of the input.
-_Step = tuple[_Input, Item | None, bool]
+_Step = tuple[ToRead, Item | None, bool]
 
 
 def transcribe(
@@ -95,19 +95,36 @@ def transcribe(
     config = config or TranscribeConfig()
     require_formats(config.formats)
     inputs = _list_inputs(sources, out)
-    check_writable(out / _RUN)
-    _check_settings(out, reader, config)
+    results = LocalResults(out)
+    begin_run(results, reader, config)
     number, count = shard
-    done = Transcribed(out)
+    return read_inputs(reader, inputs[number::count], results, config, progress)
+
+
+def read_inputs(
+    reader: Any,
+    inputs: list[ToRead],
+    results: Results,
+    config: TranscribeConfig,
+    progress: Callable[[int], None] | None = None,
+    *,
+    detector: Callable[[], Any] = open_detector,
+) -> Transcribed:
+    """Read files and write their results, as `transcribe` does; `begin_run` has been called for them.
+
+    Args:
+        detector: opens the line detector, at the first page.
+    """
+    done = Transcribed(results.at(""))
     before, reader.watches = reader.watches, True
     try:
-        _Work(reader, out, config, done, progress).run(inputs[number::count])
+        _Work(reader, results, config, done, progress, detector).run(inputs)
     finally:
         reader.watches = before
     return done
 
 
-def _list_inputs(sources: list[str], out: Path) -> list[_Input]:
+def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:
     found: list[tuple[Path, str]] = []
     for source in sources:
         path = Path(source).expanduser()
@@ -116,11 +133,14 @@ def _list_inputs(sources: list[str], out: Path) -> list[_Input]:
         elif path.is_file():
             found.append((path, path.name))
         else:
-            raise DatasetError(f"There is no file or folder {path}.", "Check the path; a link needs a file as --out.")
-    return _named(found)
+            raise DatasetError(
+                f"There is no file or folder {path}.",
+                "Check the path; a link needs a file as --out, an address such as s3:// --engine ray.",
+            )
+    return name_inputs(found)
 
 
-def _named(found: list[tuple[Path, str]]) -> list[_Input]:
+def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
     """Names for the results: without the ending, unless two would be one, on disks that see no capitals too."""
     seen = [str(Path(name).with_suffix("")).casefold() for _path, name in found]
     several = {stem for stem, (path, _name) in zip(seen, found, strict=True) if _may_have_pages(path)}
@@ -134,7 +154,7 @@ def _named(found: list[tuple[Path, str]]) -> list[_Input]:
             number += 1
             final = f"{wanted}-{number}"
         taken.add(final.casefold())
-        made.append(_Input(path, name, final))
+        made.append(ToRead(path, name, final))
     return made
 
 
@@ -142,19 +162,23 @@ def _may_have_pages(path: Path) -> bool:
     return path.suffix.lower() in (".pdf", ".tif", ".tiff")
 
 
-def _check_settings(out: Path, reader: Any, config: TranscribeConfig) -> None:
-    """What the text depends on; formats may be added, and other inputs, by a later run."""
+def begin_run(results: Results, reader: Any, config: TranscribeConfig) -> None:
+    """Note what the text depends on; formats may be added, and other inputs, by a later run.
+
+    Raises:
+        SettingsError: these are the results of another model or other settings.
+    """
     by = fingerprint(reader, config.pages)
     wanted = {"version": 1, "reader": reader.checkpoint.folder.name, "read_by": by, "order": config.order}
-    path = out / _RUN / "settings.json"
-    if not path.is_file():
-        write_atomic(path, json.dumps(wanted, indent=1).encode())
+    found = results.read(_SETTINGS)
+    if found is None:
+        results.put(_SETTINGS, json.dumps(wanted, indent=1).encode())
         return
-    with file_errors(path, "read"):
-        known = json.loads(path.read_text(encoding="utf-8"))
+    known = json.loads(found)
     if known != wanted:
         raise SettingsError(
-            f"{out} holds what {known.get('reader')} read, another recognition model or one with other settings.",
+            f"{results.at('')} holds what {known.get('reader')} read, another recognition model or one with other "
+            "settings.",
             "Name another folder with --out.",
         )
 
@@ -165,15 +189,16 @@ class _Work:
     def __init__(
         self,
         reader: Any,
-        out: Path,
+        results: Results,
         config: TranscribeConfig,
         done: Transcribed,
         progress: Callable[[int], None] | None,
+        detector: Callable[[], Any],
     ) -> None:
-        self._reader, self._out, self._config, self._done, self._progress = reader, out, config, done, progress
-        self._detector: Any = None
+        self._reader, self._results, self._config, self._done, self._progress = reader, results, config, done, progress
+        self._open_detector, self._detector = detector, None
 
-    def run(self, inputs: list[_Input]) -> None:
+    def run(self, inputs: list[ToRead]) -> None:
         """Read all inputs; lines of several are read together, so one may be finished after the next began."""
         waiting: list[_Step] = []
         pixels = 0
@@ -195,7 +220,7 @@ class _Work:
                 waiting = []
         self._read(waiting)
 
-    def _open(self, item: _Input) -> Iterator[Item]:
+    def _open(self, item: ToRead) -> Iterator[Item]:
         """The pages of an input that were not read yet."""
         notes = self._notes(item)
         known = [note["record"] for note in notes if "record" in note]
@@ -219,13 +244,13 @@ class _Work:
             if self._progress:
                 self._progress(self._done.read_now)
 
-    def _records_of(self, new: list[tuple[_Input, Item, bool]]) -> list[PageRecord]:
+    def _records_of(self, new: list[tuple[ToRead, Item, bool]]) -> list[PageRecord]:
         pages: list[Page] = []
         lines = [opened for _item, opened, page in new if not page]
         read = iter(self._reader.read(lines)) if lines else iter(())
         for _item, opened, page in new:
             if page and opened.picture is not None:
-                self._detector = self._detector or open_detector()
+                self._detector = self._detector or self._open_detector()
                 found, _crops = cut_lines(
                     self._reader,
                     opened.picture,
@@ -249,15 +274,11 @@ class _Work:
 
     # ---------------------------------------------------------------------------------------------------- notes
 
-    def _notes_path(self, item: _Input) -> Path:
-        return self._out / _RUN / f"{hashlib.sha256(item.stem.encode()).hexdigest()[:24]}.jsonl"
+    def _notes_name(self, item: ToRead) -> str:
+        return f"{_RUN}/{hashlib.sha256(item.stem.encode()).hexdigest()[:24]}.jsonl"
 
-    def _notes(self, item: _Input) -> list[dict[str, Any]]:
-        path = self._notes_path(item)
-        if not path.is_file():
-            return []
-        with file_errors(path, "read"):
-            rows = path.read_bytes().split(b"\n")
+    def _notes(self, item: ToRead) -> list[dict[str, Any]]:
+        rows = (self._results.read(self._notes_name(item)) or b"").split(b"\n")
         # A kill may leave the last note unfinished: it is written anew, behind a line end.
         found = []
         for row in rows:
@@ -268,17 +289,13 @@ class _Work:
         stamp = _stamp(item.path)
         return [note for note in found if isinstance(note, dict) and note.get("stamp") == stamp]
 
-    def _note(self, item: _Input, note: dict[str, Any]) -> None:
-        path = self._notes_path(item)
+    def _note(self, item: ToRead, note: dict[str, Any]) -> None:
         row = json.dumps({"stamp": _stamp(item.path), **note}, ensure_ascii=False).encode()
-        with file_errors(path, "write"), path.open("ab") as file:
-            file.write(b"\n" + row + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._results.append(self._notes_name(item), row)
 
     # ---------------------------------------------------------------------------------------------------- files
 
-    def _finish(self, item: _Input) -> None:
+    def _finish(self, item: ToRead) -> None:
         """Write the files of an input whose pages are all read; those that are there already stay."""
         notes = self._notes(item)
         latest = {note["record"]["number"]: note["record"] for note in notes if "record" in note}
@@ -305,28 +322,22 @@ class _Work:
         if kept:
             self._note(item, {"written": kept})
 
-    def _write(self, item: _Input, format: str, records: list[PageRecord], *, there: bool) -> None:
+    def _write(self, item: ToRead, format: str, records: list[PageRecord], *, there: bool) -> None:
         """Write one format; `there`: the same was written before, and stays where it still is."""
         read = [record for record in records if not record.problem]
         if format in WHOLE:
-            path = self._out / f"{item.stem}{WHOLE[format]}"
-            if not (there and path.is_file()):
-                self._put(path, whole_file(format, item.path, read, self._config.least_confidence))
-            self._done.files.append(path)
+            name = f"{item.stem}{WHOLE[format]}"
+            if not (there and self._results.has(name)):
+                self._results.put(name, whole_file(format, item.path, read, self._config.least_confidence))
+            self._done.files.append(self._results.at(name))
             return
         ending, writer = PER_PAGE[format]
         for record in read:
             number = f"-{record.number:04d}" if len(records) > 1 else ""
-            path = self._out / f"{item.stem}{number}{ending}"
-            if not (there and path.is_file()):
-                self._put(path, writer(record))
-            self._done.files.append(path)
-
-    def _put(self, path: Path, data: bytes) -> None:
-        with file_errors(path.parent, "write to"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-        fault_point("trocr.written")
+            name = f"{item.stem}{number}{ending}"
+            if not (there and self._results.has(name)):
+                self._results.put(name, writer(record))
+            self._done.files.append(self._results.at(name))
 
 
 def _stamp(path: Path) -> list[int]:

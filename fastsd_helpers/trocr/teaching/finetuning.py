@@ -16,7 +16,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from fastsd_helpers.trocr.pages.inputs import gather
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.teaching.evaluation import Evaluation, evaluate, evaluation_from
+from fastsd_helpers.trocr.teaching.language import LanguageGain, keep_language
 from fastsd_helpers.trocr.teaching.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.teaching.schedule import FineTuneConfig, Schedule, choose_schedule, split_lines
 from fastsd_helpers.trocr.teaching.trainer import StoppedHere, TrainingLines, last_whole_checkpoint, make_trainer
@@ -75,6 +76,7 @@ class FineTuneResult:
     held_out_lines: int
     added_letters: str
     curve: tuple[tuple[int, float], ...]  # (step, CER on the held-out lines) of every measurement
+    language: tuple[dict[str, Any], ...] = ()  # what a language model of the texts is worth: LanguageGain, as values
 
 
 def finetune(
@@ -85,6 +87,7 @@ def finetune(
     model: str | Path,
     held_out: Any = None,
     restart: bool = False,
+    texts: Sequence[Path] = (),
     report: TeachingReport = lambda _progress: None,
     stop: threading.Event | None = None,
 ) -> FineTuneResult:
@@ -99,6 +102,7 @@ def finetune(
         model: recognition model: key, folder or Hub id to begin with.
         held_out: lines to measure on; left alone, a part of `data` by writer or page.
         restart: forget what `out` holds of an earlier run.
+        texts: files with more text, of the kind that is to be read, for the language model.
         report: called at every stage, step and measurement.
         stop: once it is set, the step under way is finished and saved, and the run ends with Interrupted.
 
@@ -133,6 +137,7 @@ def finetune(
     trainer.accelerator.wait_for_everyone()
     report(TeachingProgress("after", steps := trainer.state.global_step, steps))
     after = _evaluate(target, held_set, config, stop)
+    gains = _keep_language(target, train_set, held_set, texts, config, stop) if trainer.is_world_process_zero() else ()
     made = FineTuneResult(
         target.absolute(), before.scores.cer.rate, after.scores.cer.rate, before, after, steps, first_step,
         seconds=time.monotonic() - began,
@@ -140,6 +145,7 @@ def finetune(
         held_out_lines=len(held_set.lines),
         added_letters="".join(added),
         curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
+        language=gains,
     )  # fmt: skip
     if made.cer_after > made.cer_before:
         logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
@@ -147,6 +153,25 @@ def finetune(
         _write_card(made, config, str(model), train_set, held_set)
         _write_result(made, out)
     return made
+
+
+def _keep_language(
+    folder: Path,
+    train: LineSet,
+    held: LineSet,
+    texts: Sequence[Path],
+    config: FineTuneConfig,
+    stop: threading.Event | None,
+) -> tuple[dict[str, Any], ...]:
+    if not config.language:
+        return ()
+    reading: dict[str, Any] = {"precision": "fp32" if config.precision == "fp32" else "auto"}
+    gains = keep_language(
+        folder, train, held, texts=texts, normal_form=config.normal_form, progress=_stopper(stop), **reading
+    )
+    for gain in gains:
+        logger.info("Language model, %s", gain.in_words())
+    return tuple(dataclasses.asdict(gain) for gain in gains)
 
 
 def _write_result(made: FineTuneResult, out: Path) -> None:
@@ -243,7 +268,8 @@ def finished_result(out: Path) -> FineTuneResult | None:
     kept = json.loads((out / _RESULT).read_text(encoding="utf-8"))
     before, after = (evaluation_from(kept.pop(name)) for name in ("before", "after"))
     curve = tuple((step, rate) for step, rate in kept.pop("curve"))
-    return FineTuneResult(path=target.absolute(), before=before, after=after, curve=curve, **kept)
+    language = tuple(kept.pop("language", ()))
+    return FineTuneResult(path=target.absolute(), before=before, after=after, curve=curve, language=language, **kept)
 
 
 def _require_packages(config: FineTuneConfig) -> None:
@@ -275,7 +301,7 @@ def _check_settings(
         (out / _RESULT).unlink(missing_ok=True)
     elif path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found = {"normal_form": "none"} | kept
+        found = {"normal_form": "none", "language": wanted["language"]} | kept  # what earlier versions did not ask
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
         if changed:
             told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
@@ -287,7 +313,9 @@ def _check_settings(
     write_atomic(path, json.dumps(wanted, indent=1).encode())
 
 
-def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threading.Event | None) -> Evaluation:
+def _stopper(stop: threading.Event | None) -> Callable[[int], None]:
+    """What ends the reading of lines once `stop` is set."""
+
     def look(_done: int) -> None:
         if stop is not None and stop.is_set():
             raise Interrupted(
@@ -295,8 +323,12 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
                 "Run it again to resume.",
             )
 
+    return look
+
+
+def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threading.Event | None) -> Evaluation:
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
-    return evaluate(reader, held, normal_form=config.normal_form, progress=look)
+    return evaluate(reader, held, normal_form=config.normal_form, progress=_stopper(stop))
 
 
 def _evaluate_before(
@@ -438,6 +470,7 @@ Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 *
 **{100 * made.cer_after:.2f} %** after ({100 * after.cer.low:.2f} to {100 * after.cer.high:.2f} %,
 95 % of bootstrap samples). Word error rate after: {100 * after.wer.rate:.2f} %. Learned from
 {len(train.lines)} lines.
+{"".join(f"{chr(10)}With its language model, {LanguageGain(**gain).in_words()}." for gain in made.language)}
 
 | setting | value |
 |---|---|

@@ -69,6 +69,13 @@ class FineTuneConfig:
     measure_every: int = option(
         0, help="steps between evaluations; 0: once per epoch, at most ten times in all", low=0, high=1_000_000
     )
+    language: bool = option(
+        True,
+        help=(
+            "language model: learn a character n-gram from the training texts, and keep it with the model if it lowers "
+            "the CER of the validation lines"
+        ),
+    )
     seed: int = option(0, help="random seed of data order, augmentation and new weights", low=0, high=2**31 - 1)
     frozen_layers: int = option(
         3,
