@@ -217,9 +217,8 @@ def main() -> int:
                 f"| {title} | {text} | {'yes' if as_it_should else '**no**'} | {time.monotonic() - began:.0f} |"
             )
             print(lines[-1], flush=True)
-    if chosen.write:
-        RESULTS.write_text(make_page(lines), encoding="utf-8")
-        print(f"Written: {RESULTS}")
+            if chosen.write:
+                RESULTS.write_text(make_page(lines), encoding="utf-8")
     return 0 if good else 1
 
 
