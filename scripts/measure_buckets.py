@@ -2,11 +2,10 @@
 
     python scripts/measure_buckets.py [--subjects robot,fish,mushroom] [--seeds 5] [--steps 80] [--write]
 
-Some of the demo's photos are made 2:1 or 1:2 by letting their edges go on. One run
-trains on their squares (crop smart), the other on the whole photos in buckets (crop none), with the same settings, seed
-and number of steps; both are judged on the same square images that neither was trained on, with the same noise.
-For the speed, steps on a square and on a 2:1 bucket are timed in turn. --write records it in
-benchmarks/results/buckets.md.
+Some of the demo's photos are made 2:1 or 1:2. One run trains on their squares (crop smart), the other on the whole
+photos in buckets (crop none), with the same settings, seed and number of steps; both are judged on the same square
+images that neither was trained on, with the same noise. For the speed, steps on squares and on 2:1 and 1:2 are timed
+in turn. --write records it in benchmarks/results/buckets.md.
 """
 
 import argparse
@@ -41,6 +40,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--timed", type=int, default=12, help="steps of each shape that are timed")
+    parser.add_argument(
+        "--framing", default="area", choices=["area", "more"], help="how photos became 2:1; see reframe"
+    )
     parser.add_argument("--write", action="store_true", help=f"record the table in {RESULTS.name}")
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -51,15 +53,15 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory(prefix="buckets-") as name:
         for subject in chosen.subjects.split(","):
-            data = {arm: make_dataset(Path(name), subject, crop) for arm, crop in ARMS.items()}
+            data = {arm: make_dataset(Path(name), subject, crop, chosen.framing) for arm, crop in ARMS.items()}
             # Both are judged on the squares.
             data["buckets"] = Dataset(data["buckets"].train, data["squares"].held_out)
             after: dict[str, list[float]] = {arm: [] for arm in ARMS}
             for seed in range(1, chosen.seeds + 1):
                 for arm in ARMS:
-                    before, loss = train(data[arm], seed, chosen.steps)
-                    after[arm].append(loss)
-                    print(f"{subject} seed {seed} {arm}: {before:.4f} before, {loss:.4f} after", flush=True)
+                    after[arm].append(train(data[arm], seed, chosen.steps))
+                    print(f"{subject} seed {seed} {arm}: {after[arm][-1]:.4f} after", flush=True)
+            before = train(data["squares"], 1, 0)
             row = " | ".join(in_words(after[arm]) for arm in ARMS)
             lines.append(f"| {subject} | {before:.4f} | {row} |")
             print(lines[-1], flush=True)
@@ -73,12 +75,12 @@ def in_words(losses: list[float]) -> str:
     return f"{statistics.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
 
 
-def make_dataset(folder: Path, subject: str, crop: str) -> Dataset:
+def make_dataset(folder: Path, subject: str, crop: str, framing: str) -> Dataset:
     photos = folder / f"{subject} photos"
     if not photos.is_dir():
         photos.mkdir()
         for number, path in enumerate(sorted((SUBJECTS_FOLDER / subject).glob("*.png"))):
-            widen(Image.open(path).convert("RGB"), number).save(photos / path.name)
+            reframe(Image.open(path).convert("RGB"), number, framing).save(photos / path.name)
             (photos / path.name).with_suffix(".txt").write_bytes(path.with_suffix(".txt").read_bytes())
     session = Session.create(f"{subject}-{crop}", root=folder / "sessions")
     held_out = str(SUBJECTS_FOLDER / "held_out" / subject)
@@ -86,15 +88,35 @@ def make_dataset(folder: Path, subject: str, crop: str) -> Dataset:
     return load_dataset(session)
 
 
-def widen(picture: Image.Image, number: int) -> Image.Image:
-    """A square photo as it is, or twice as wide or high: its edges go on."""
-    shape = ("square", "wide", "tall")[number % 3]
-    if shape == "square":
+def reframe(picture: Image.Image, number: int, framing: str) -> Image.Image:
+    """A square photo as it is, or 2:1, or 1:2.
+
+    framing: "area" keeps the photo's area, so that the subject takes as much of it as before: its edges go on along one
+    side, and along the other less is shown. "more" shows more along one side, so that the square around the subject is
+    the photo as it was.
+    """
+    shape = number % 3
+    if not shape:
         return picture
-    half = picture.width // 2
-    around = ((0, 0), (half, half), (0, 0)) if shape == "wide" else ((half, half), (0, 0), (0, 0))
-    edge = np.pad(np.asarray(picture), around, mode="edge")
-    return Image.fromarray(edge)
+    side = picture.width
+    pixels = np.asarray(picture if shape == 1 else picture.transpose(Image.Transpose.TRANSPOSE))
+    if framing == "more":
+        pixels = np.pad(pixels, ((0, 0), (side // 2, side // 2), (0, 0)), mode="edge")
+    else:
+        high = round(side / 2**0.5)
+        top = min(max(subject_row(pixels) - high // 2, 0), side - high)
+        wide = (2 * high - side) // 2
+        pixels = np.pad(pixels[top : top + high], ((0, 0), (wide, wide), (0, 0)), mode="edge")
+    made = Image.fromarray(pixels)
+    return made if shape == 1 else made.transpose(Image.Transpose.TRANSPOSE)
+
+
+def subject_row(pixels: np.ndarray) -> int:
+    """The row in the middle of what is unlike the photo's border."""
+    border = np.median(np.concatenate([pixels[:6].reshape(-1, 3), pixels[-6:].reshape(-1, 3)]), axis=0)
+    unlike = np.abs(pixels.astype(float) - border).sum(2).clip(max=200) ** 2
+    rows = unlike.sum(1)
+    return round(float((rows * np.arange(len(rows))).sum() / rows.sum()))
 
 
 def open_context(data: Dataset, seed: int) -> TrainingContext:
@@ -106,14 +128,13 @@ def open_context(data: Dataset, seed: int) -> TrainingContext:
     return context
 
 
-def train(data: Dataset, seed: int, steps: int) -> tuple[float, float]:
-    """Held-out loss before and after so many steps of the U-Net."""
+def train(data: Dataset, seed: int, steps: int) -> float:
+    """Held-out loss after so many steps of the U-Net."""
     context = open_context(data, seed)
     trainer = open_stage("unet", context, None)
-    before = trainer.held_out_loss()
     for step in range(steps):
         trainer.take_step(step, context.config.unet_lr)
-    return before, trainer.held_out_loss()
+    return trainer.held_out_loss()
 
 
 def measure_speed(data: Dataset, count: int) -> str:
@@ -143,20 +164,25 @@ def measure_speed(data: Dataset, count: int) -> str:
 
 
 def make_page(lines: list[str], speed: str, chosen: argparse.Namespace, seconds: float) -> str:
-    asked = f"--subjects {chosen.subjects} --seeds {chosen.seeds} --steps {chosen.steps} --timed {chosen.timed}"
+    asked = f"--subjects {chosen.subjects} --seeds {chosen.seeds} --steps {chosen.steps} --framing {chosen.framing}"
+    framed = {
+        "area": "the subject takes the same share of a photo's area in every shape",
+        "more": "2:1 and 1:2 show more background, so that the squares are framed as the images that are judged",
+    }[chosen.framing]
     table = "\n".join(lines)
     return f"""# Aspect-ratio buckets against squares
 
 The demo model, {RESOLUTION} px, batch 4, {chosen.steps} steps of the U-Net, {chosen.seeds} seeds. Six photos of a
-subject, of which a third are 1:1, a third 2:1 and a third 1:2; trained on their squares (crop smart) or on the whole
-photos in buckets (crop none). Held-out loss on the same six square images for both, which neither was trained on.
+subject, of which a third are 1:1, a third 2:1 and a third 1:2: {framed}.
+Trained on their squares (crop smart), or on the whole photos in buckets (crop none). Held-out loss on the same six
+square images for both, which neither was trained on.
 
 {table}
 
 Speed, steps of each shape in turn, medians of {chosen.timed}: {speed}
 
-`python scripts/measure_buckets.py {asked} --write`, {date.today()}, {platform.machine()}, {describe_device().name},
-{torch.get_num_threads()} thread(s), torch {torch.__version__}; {seconds:.0f} s in all.
+`python scripts/measure_buckets.py {asked} --timed {chosen.timed} --write`, {date.today()}, {platform.machine()},
+{describe_device().name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}; {seconds:.0f} s in all.
 """
 
 

@@ -106,7 +106,7 @@ def test_a_second_stop_loses_nothing_of_the_first(tmp_path, reader, monkeypatch)
     session.read(reader, str(others), pages="lines")
     read = []
     counting = mock.Mock(wraps=reader)
-    for name in ("checkpoint", "settings", "limits", "batch_size"):
+    for name in ("checkpoint", "settings", "limits", "batch_size", "language"):
         setattr(counting, name, getattr(reader, name))
     counting.read = lambda items, **rest: read.extend(items) or reader.read(items, **rest)
     lines = session.read(counting, str(folder), pages="lines")
@@ -141,7 +141,7 @@ def test_what_the_version_before_has_read_is_not_read_again(tmp_path, reader, pi
     path.write_text("".join(json.dumps(row | {"by": by}) + "\n" for row in rows))
     read = []
     counting = mock.Mock(wraps=reader)
-    for name in ("checkpoint", "settings", "limits", "batch_size"):
+    for name in ("checkpoint", "settings", "limits", "batch_size", "language"):
         setattr(counting, name, getattr(reader, name))
     counting.read = lambda items, **_rest: read.extend(items) or []
     assert len(ReadingSession(tmp_path / "mine").read(counting, str(pictures), pages="lines")) == len(rows)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Latents", "SortedLatents", "encode_buckets", "encode_images", "encode_prompts"]
 
 Box = tuple[float, float, float, float]
+Part = tuple["PreparedImage", tuple[int, int], Box | None]  # an image, the size it is trained at, what of it is kept
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,6 @@ def encode_images(
     images: "tuple[PreparedImage, ...]",
     size: tuple[int, int],
     *,
-    boxes: "tuple[Box, ...] | None" = None,
     device: Any,
     flip: bool = False,
     ranks: Ranks | None = None,
@@ -118,7 +118,6 @@ def encode_images(
         vae: its VAE.
         images: they are resized to cover `size` (width, height), and what is over is cut off around their subject.
         size: a multiple of 8 in both directions.
-        boxes: the part of each that is kept, instead.
         device: that the VAE is on.
         flip: whether the mirrored images are encoded too.
         ranks: the processes that share the work; each gets all latents.
@@ -126,39 +125,55 @@ def encode_images(
     Raises:
         DatasetError: an image cannot be read.
     """
+    parts: list[Part] = [(image, size, None) for image in images]
+    return _encode(family, vae, [parts], device=device, flip=flip, ranks=ranks)[0]
+
+
+def encode_buckets(
+    family: Family,
+    vae: Any,
+    images: "tuple[PreparedImage, ...]",
+    buckets: "tuple[Bucket, ...]",
+    *,
+    device: Any,
+    flip: bool = False,
+    ranks: Ranks | None = None,
+) -> SortedLatents:
+    """Encode images as they were sorted into buckets, as `encode_images` does."""
+    parts: list[list[Part]] = [
+        [(images[place.image], bucket.size, place.box) for place in bucket.places] for bucket in buckets
+    ]
+    latents = _encode(family, vae, parts, device=device, flip=flip, ranks=ranks)
+    return SortedLatents(tuple(latents), tuple(tuple(place.image for place in bucket.places) for bucket in buckets))
+
+
+def _encode(
+    family: Family, vae: Any, buckets: "list[list[Part]]", *, device: Any, flip: bool, ranks: Ranks | None
+) -> list[Latents]:
+    """The latents of each bucket's images, and of their mirrored ones; the work is divided over all buckets."""
     import torch
 
-    def encode_one(
-        pair: "tuple[PreparedImage, Box | None]", mirror: bool
-    ) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
-        pixels, framing = _read_pixels(pair[0], size, pair[1])
+    def encode_one(part: "Part", mirror: bool) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
+        pixels, framing = _read_pixels(*part)
         pixels = pixels.to(device)
         with torch.no_grad():
             mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
         fault_point("cache")
         return mean.float().cpu(), std.float().cpu(), framing
 
-    def encode(mirror: bool) -> Latents:
-        pairs = list(zip(images, boxes or [None] * len(images), strict=True))
-        encoded = (ranks or Ranks()).divide(pairs, partial(encode_one, mirror=mirror))
-        means, stds, framings = zip(*encoded, strict=True)
-        numbers = family.picture_numbers(framings, *size, mirrored=mirror)
-        return Latents(torch.cat(means), torch.cat(stds), numbers=numbers)
+    def encode(mirror: bool) -> list[Latents]:
+        parts = [part for bucket in buckets for part in bucket]
+        encoded = iter((ranks or Ranks()).divide(parts, partial(encode_one, mirror=mirror)))
+        found = []
+        for bucket in buckets:
+            means, stds, framings = zip(*(next(encoded) for _ in bucket), strict=True)
+            numbers = family.picture_numbers(framings, *bucket[0][1], mirrored=mirror)
+            found.append(Latents(torch.cat(means), torch.cat(stds), numbers=numbers))
+        return found
 
     plain = encode(False)
-    return Latents(plain.mean, plain.std, encode(True) if flip else None, plain.numbers)
-
-
-def encode_buckets(
-    family: Family, vae: Any, images: "tuple[PreparedImage, ...]", buckets: "tuple[Bucket, ...]", **options: Any
-) -> SortedLatents:
-    """Encode images as they were sorted into buckets; `options` are those of `encode_images`."""
-    encoded = []
-    for bucket in buckets:
-        own = tuple(images[place.image] for place in bucket.places)
-        boxes = tuple(place.box for place in bucket.places)
-        encoded.append(encode_images(family, vae, own, bucket.size, boxes=boxes, **options))
-    return SortedLatents(tuple(encoded), tuple(tuple(place.image for place in bucket.places) for bucket in buckets))
+    mirrored = encode(True) if flip else [None] * len(plain)
+    return [Latents(one.mean, one.std, other, one.numbers) for one, other in zip(plain, mirrored, strict=True)]
 
 
 def encode_prompts(

@@ -16,7 +16,7 @@ from fastsd_helpers.errors import needs_package
 
 __all__ = ["Aligned", "align_text"]
 
-_HYPHENS = "-‐‑¬=⸗­"
+_HYPHENS = "-\u2010\u2011\u00ac=\u2e17\u00ad"  # at the end of a line: the word goes on in the next one
 _ALONE = 0.35  # of its characters, the cost of a line or stretch without a partner: below it, half of them may differ
 _OFF_BREAK = 1.5  # edits, for a stretch that begins or ends elsewhere than a line of the text, where it has lines
 _LIKE = 0.5  # most edits to the characters of a stretch that is kept, for long lines
