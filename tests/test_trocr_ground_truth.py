@@ -467,3 +467,16 @@ def test_a_real_transcribed_page_gives_all_of_its_lines():
     assert found.lines[1].text.startswith("$-nor su hijo")
     sizes = [pixels(line).shape for line in found.lines]
     assert all(40 < height < 90 and width > height for height, width, _bands in sizes)
+
+
+def test_a_parquet_file_of_names_means_the_images_beside_it(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    page_picture(tmp_path / "one.png")
+    table = pyarrow.table({"file_name": ["one.png", "gone.png"], "text": ["one", "two"]})
+    parquet.write_table(table, tmp_path / "names.parquet")
+    monkeypatch.chdir("/")
+    found = read_lines(tmp_path / "names.parquet")
+    assert [(line.picture, line.text) for line in found.lines] == [(tmp_path / "one.png", "one")]
+    assert "there is no image gone.png beside names.parquet" in found.problems[0]

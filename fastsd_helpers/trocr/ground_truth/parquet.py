@@ -10,6 +10,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DatasetError, needs_package
 from fastsd_helpers.trocr.ground_truth.objects import EncodedImage, rows_of_objects
+from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 
 __all__ = ["rows_of_parquet"]
@@ -39,7 +40,7 @@ def rows_of_parquet(path: Path, part: str = "") -> list[Row | LeftOut]:
 
 @functools.cache
 def _spooled(path: Path, _changed: int, _size: int, part: str) -> _Spooled:
-    found = _Spooled()
+    found, finder = _Spooled(), PictureFinder(path.parent)
     for number, row in enumerate(rows_of_objects(_rows(path), part)):
         if isinstance(row, Row):
             name = f"{path.stem} {row.name}"
@@ -47,6 +48,12 @@ def _spooled(path: Path, _changed: int, _size: int, part: str) -> _Spooled:
             if isinstance(picture, EncodedImage):  # written down, for many of them fit no memory
                 picture = found.folder / f"{number}.image"
                 picture.write_bytes(row.picture.data)
+            elif isinstance(picture, (str, Path)) and "://" not in str(picture):  # a name is one beside the file
+                picture = finder.find(str(picture))
+                if picture is None:
+                    told = f"{name}: there is no image {row.picture} beside {path.name}."
+                    found.rows.append(LeftOut(told, "no image"))
+                    continue
             group = row.group if row.group != row.name else name
             row = Row(name, picture, row.text, group, row.page, part)
         found.rows.append(row)

@@ -294,8 +294,11 @@ def _baseline(place: LinePlace, part: float) -> list[tuple[float, float]]:
     return [(one[0] + part * (two[0] - one[0]), one[1] + part * (two[1] - one[1])) for one, two in ((a, d), (b, c))]
 
 
-def open_detector() -> Any:
+def open_detector(threads: int = 0) -> Any:
     """Load the line detector; once for many pages.
+
+    Args:
+        threads: at most; 0: as many as there are cores, which wait for one another where others work too.
 
     Raises:
         DependencyMissing: rapidocr or onnxruntime is not installed.
@@ -303,7 +306,8 @@ def open_detector() -> Any:
     with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give images of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
-    return RapidOCR(params={"Global.log_level": "critical", "Det.box_thresh": _FAINT})
+    counts = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": threads for kind in ("intra", "inter") if threads}
+    return RapidOCR(params={"Global.log_level": "critical", "Det.box_thresh": _FAINT, **counts})
 
 
 def find_lines(picture: "Image.Image", detector: Any = None) -> list[Quad]:
