@@ -74,7 +74,9 @@ def build_parser(word: str | None = None) -> argparse.ArgumentParser:
     Help and limits come from the settings classes.
     """
     parser = _Parser(
-        prog="fastsd", description="DreamBooth for Stable Diffusion: resumable, verified, safe by default."
+        prog="fastsd",
+        description="Teach Stable Diffusion a subject, run web UIs behind a login, read handwriting: resumable, "
+        "verified, safe by default.",
     )
     parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
     commands = subcommands(parser)
