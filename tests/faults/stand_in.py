@@ -7,6 +7,7 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.training.segments import Leg, legs_of, segments_in
+from fastsd_helpers.dreambooth.training.stages import TrainingContext
 
 __all__ = ["position_of", "put_in", "step", "steps_of", "uninterrupted"]
 
@@ -37,8 +38,9 @@ class StandInStudio:
 
     held_out_label = "pictures"
 
-    def __init__(self, base: Any, config: Any, _device: Any) -> None:
+    def __init__(self, base: Any, config: Any, _device: Any, *, ranks: Any = None, parts: int = 0) -> None:
         self.base, self.config, self.device = base, config, SimpleNamespace(type="cpu")
+        self.ranks, self.parts = ranks, parts
         self.trained: dict[str, Any] = dict.fromkeys(_STAGES)
         self.prompts: list[str] = []
         self.pictures = ""
@@ -46,6 +48,9 @@ class StandInStudio:
 
     def trained_count_of(self, _part: str) -> int:
         return 8
+
+    def sort(self, images: Any) -> Any:
+        return TrainingContext.sort(self, images)
 
     def fill_caches(self, dataset: Any, _class_images: Any = ()) -> None:
         images = (*dataset.train, *dataset.held_out)
