@@ -143,6 +143,7 @@ CASES: dict[str, tuple[dict, object, object]] = {
     "resolutions": ({}, None, "64,128"),
     "batch_size": ({}, 1, 2),
     "accumulation": ({}, 1, 2),
+    "processes": ({"unet_steps": 1, "text_encoder_steps": 0}, None, 2),  # a step sees twice the images
     "lr_scheduler": ({}, "linear", "constant"),
     "prior_weight": (CLASS, 1.0, 0.5),
     "class_images": (CLASS, 2, 3),

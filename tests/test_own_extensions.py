@@ -414,7 +414,7 @@ def test_one_that_hangs_is_ended_with_all_it_started_and_switched_off(machine: M
     machine.install()
     shutil.copytree(source, machine.places.extensions / "sd-slow")
     with pytest.raises(WebUIError, match="its installer did not end in time; its last output: waiting"):
-        prepare_extension(machine.ui, machine.places, "sd-slow", wait_s=4)
+        prepare_extension(machine.ui, machine.places, "sd-slow", wait_s=8)
     assert processes_of(marker) == []
 
 
