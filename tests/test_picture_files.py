@@ -150,7 +150,7 @@ def test_a_decoder_gets_only_files_of_its_own_format(name: str, monkeypatch: pyt
 DOORS = {
     "photos": lambda path: decode_photo(path.read_bytes()),
     "handwriting": inputs.open_picture,
-    "latents": lambda path: cache._read_pixels(PreparedImage(path, "", ""), (64, 64)),
+    "latents": lambda path: cache._read_pixels(PreparedImage(path, "", ""), (64, 64), None),
 }
 
 
