@@ -9,6 +9,7 @@ from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import Device
 
 __all__ = [
+    "BASE_ON_A_GPU",
     "PRESETS",
     "Preset",
     "choose_base_model",
@@ -21,6 +22,7 @@ __all__ = [
     "rows_per_step",
 ]
 
+BASE_ON_A_GPU = "sd15"  # what "auto" stands for there
 # The number of photos that a model's own steps are meant for: SD 1.5's 1500 steps are 100 a photo then, the number
 # that public DreamBooth guides agree on.
 _PHOTOS = 15
@@ -102,7 +104,7 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
     if demo_pictures:
         return "demo", "base model demo: the images are the demo's own"
     if device.kind == "cuda":
-        return "sd15", f"base model sd15: there is a GPU ({device.name})"
+        return BASE_ON_A_GPU, f"base model {BASE_ON_A_GPU}: there is a GPU ({device.name})"
     raise ModelError(
         "There is no GPU, and Stable Diffusion 1.5 takes days to train without one.",
         "In Colab: Runtime > Change runtime type > T4 GPU. To try the small embedded model instead, choose base_model "

@@ -114,7 +114,7 @@ class Ranks:
         if world_here() == 1:
             yield cls()
             return
-        import torch
+        import torch.distributed
         from accelerate import PartialState
 
         if place := watched_over():
@@ -139,7 +139,7 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all of them are here, however long one of them takes."""
         if self.size > 1:
-            import torch
+            import torch.distributed
 
             with _together():
                 torch.distributed.barrier(group=self._slow)
@@ -174,7 +174,7 @@ class Ranks:
         """
         if self.size == 1:
             return [value]
-        import torch
+        import torch.distributed
 
         found: list[Any] = [None] * self.size
         with _together():
@@ -189,7 +189,7 @@ class Ranks:
         """
         if self.size == 1:
             return make()
-        import torch
+        import torch.distributed
 
         held: list[Any] = [make() if self.is_first else None]
         with _together():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.background import environment_of_ours
+from fastsd_helpers.dreambooth.presets import BASE_ON_A_GPU
 from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.running.live import Progress, Report, live_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
@@ -59,7 +60,7 @@ def model_named(config: DreamBoothConfig, session: Session) -> str:
         return config.base_model
     if ref := (record.get("base_model") or {}).get("ref"):
         return ref
-    return "demo" if (record.get("dataset") or {}).get("demo") else "sd15"
+    return "demo" if (record.get("dataset") or {}).get("demo") else BASE_ON_A_GPU
 
 
 def launch_command(count: int, words: Sequence[str]) -> list[str]:

@@ -151,7 +151,7 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
         DriveError: it cannot be opened.
     """
     with needs_package(f"{address}", "Install the package, or name a folder."):
-        import fsspec
+        import fsspec.core
     with remote_errors(address), needs_package(f"{address}", "Install the package, or name a folder."):
         system, path = fsspec.core.url_to_fs(address)
     return system, str(path).rstrip("/")
