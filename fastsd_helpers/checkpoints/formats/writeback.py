@@ -5,9 +5,13 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["WRITE", "allocate", "find_call", "find_fallocate", "start_writeback"]
+__all__ = ["WRITE", "allocate", "find_call", "start_writeback"]
 
 WRITE = 2  # SYNC_FILE_RANGE_WRITE
+_ARGUMENTS = {
+    "fallocate64": (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),  # descriptor, mode, start, count
+    "sync_file_range": (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint),  # descriptor, start, count, flags
+}
 
 
 def allocate(descriptor: int, count: int) -> None:
@@ -17,21 +21,8 @@ def allocate(descriptor: int, count: int) -> None:
     tells so when it is written to. Source: fallocate(2). The C library's posix_fallocate would write to every block of
     a file system without it.
     """
-    if count and (call := find_fallocate()) is not None:
+    if count and (call := find_call("fallocate64")) is not None:
         call(descriptor, 0, 0, count)
-
-
-@cache
-def find_fallocate() -> Callable[[int, int, int, int], int] | None:
-    """The system call: (descriptor, mode, start, count) -> 0 for success; None where there is none."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        call = ctypes.CDLL(None).fallocate64
-    except (OSError, AttributeError):  # a C library without it
-        return None
-    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    return call
 
 
 def start_writeback(descriptor: int, start: int, count: int) -> None:
@@ -45,18 +36,18 @@ def start_writeback(descriptor: int, start: int, count: int) -> None:
         start: of the part, in bytes.
         count: of the part, in bytes.
     """
-    if (call := find_call()) is not None:
+    if (call := find_call("sync_file_range")) is not None:
         call(descriptor, start, count, WRITE)
 
 
 @cache
-def find_call() -> Callable[[int, int, int, int], int] | None:
-    """The system call: (descriptor, start, count, flags) -> 0 for success; None where there is none."""
+def find_call(name: str) -> Callable[[int, int, int, int], int] | None:
+    """A call of Linux's C library by its name: four numbers -> 0 for success; None where there is none."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        call = ctypes.CDLL(None).sync_file_range
+        call = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):  # a C library without it
         return None
-    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    call.argtypes = _ARGUMENTS[name]
     return call
