@@ -13,24 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.device import Device, describe_device, host_memory_bytes
 from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.processes import count_gpus
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import (
-    Device,
-    describe_device,
-    host_memory_bytes,
-    install_command,
-    logger,
-    redact,
-    secret,
-    version_of,
-    versions,
-    where,
-)
+from fastsd_helpers.runtime import install_command, logger, redact, secret, version_of, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.advisories import old_packages
 from fastsd_helpers.wheels.difference import requirements_module

@@ -81,7 +81,8 @@ def summarise(outcomes: list) -> str:
 def make_page(outcomes: list, expected: dict[str, str], chosen: argparse.Namespace, seconds: float) -> str:
     from faults.kill_resume import SETTINGS, VARIANTS
 
-    from fastsd_helpers.runtime import describe_device, versions
+    from fastsd_helpers.device import describe_device
+    from fastsd_helpers.runtime import versions
 
     rows = "\n".join(outcome.row(number) for number, outcome in enumerate(outcomes, start=1))
     hashes = "\n".join(f"| {name} | `{sha256}` |" for name, sha256 in expected.items())

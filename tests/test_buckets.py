@@ -262,11 +262,11 @@ def open_studio(base: Path, session: Session, **values: Any) -> Any:
     """A context whose caches are filled with the session's images."""
     from dreambooth_runs import config_for
 
+    from fastsd_helpers.device import Device
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
     from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
-    from fastsd_helpers.runtime import Device
 
     model = BaseModel.fetch(str(base))
     device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)

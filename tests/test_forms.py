@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pytest
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.doctor import Diagnosis, Finding
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
@@ -24,7 +25,6 @@ from fastsd_helpers.forms.widgets import model_choice
 from fastsd_helpers.forms.widgets.style import read_style
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wheels import Change, InstallReport
 

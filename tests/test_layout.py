@@ -17,7 +17,7 @@ ORDER = (
     "wording",
     "errors",
     "options",
-    "container",
+    "device",
     "runtime",
     "processes",
     "files",

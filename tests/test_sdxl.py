@@ -25,6 +25,7 @@ from dreambooth_runs import (  # noqa: E402
 )
 from PIL import Image  # noqa: E402
 
+from fastsd_helpers.device import Device  # noqa: E402
 from fastsd_helpers.dreambooth import PrepareConfig, export, plan, prepare, train  # noqa: E402
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, PreparedImage, load_dataset  # noqa: E402
 from fastsd_helpers.dreambooth.families import Framing, cover, family_named  # noqa: E402
@@ -36,7 +37,6 @@ from fastsd_helpers.dreambooth.training.lora import count_lora, write_lora_file 
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import SettingsError  # noqa: E402
 from fastsd_helpers.registry import find_model, spec_of  # noqa: E402
-from fastsd_helpers.runtime import Device  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
 
 CPU = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)

@@ -19,8 +19,8 @@ from installed import require_installed
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.errors import DatasetError, DiskFull, Interrupted, SettingsError, TrainingFailed
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
 from fastsd_helpers.trocr.model.vocabulary import comes_back, measure_coverage, prepare_vocabulary

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.images.files import read_rgb
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.bench.dreambooth_loops import LR, PROMPT, RANK, Step, pixels_of
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device, load_peft
+from fastsd_helpers.runtime import load_peft
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,6 @@ from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, secti
 from fastsd_helpers.cli.flags import command, command_group, given_values
 from fastsd_helpers.cli.sharing import link_settings
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
 from fastsd_helpers.trocr.language.ngram import learn_characters
@@ -28,6 +27,7 @@ from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["add_commands"]
 

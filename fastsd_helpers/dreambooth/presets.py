@@ -4,9 +4,9 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.registry import ModelSpec
-from fastsd_helpers.runtime import Device
 
 __all__ = [
     "BASE_ON_A_GPU",

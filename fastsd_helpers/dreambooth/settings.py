@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.presets import (
@@ -19,7 +20,6 @@ from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolu
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
-from fastsd_helpers.runtime import Device
 
 __all__ = [
     "DreamBoothConfig",

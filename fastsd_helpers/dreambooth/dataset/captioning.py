@@ -12,6 +12,7 @@ from fastsd_helpers.captions.prompts import (
     read_caption,
     write_caption,
 )
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth.dataset.prepared import (
     PromptRow,
     load_dataset,
@@ -22,7 +23,6 @@ from fastsd_helpers.dreambooth.dataset.prepared import (
 )
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import list_some
 

@@ -30,11 +30,11 @@ from fastsd_helpers.dreambooth.photos.own_output import (
     sessions_among,
 )
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.files import file_errors, natural_order
+from fastsd_helpers.files import file_errors
 from fastsd_helpers.images.files import PICTURE_SUFFIXES, is_picture_head
 from fastsd_helpers.names.code_pages import PageGuess, guess_page
 from fastsd_helpers.names.zips import read_names
-from fastsd_helpers.wording import list_some
+from fastsd_helpers.wording import list_some, natural_order
 
 __all__ = ["Photos", "open_photos"]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.background import environment_of_ours
+from fastsd_helpers.device import peak_memory_bytes
 from fastsd_helpers.dreambooth.presets import BASE_ON_A_GPU
 from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.running.live import Progress, Report, live_folder
@@ -29,7 +30,6 @@ from fastsd_helpers.errors import FastSDError, Interrupted, SessionBusy, Trainin
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.options import words_of
 from fastsd_helpers.processes import LOST, OWN_THREADS, PLACE, Child, JournalTail, JournalWriter, LogTail, watched_over
-from fastsd_helpers.runtime import peak_memory_bytes
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, load_dataset, recorded_images, what_changed
 from fastsd_helpers.dreambooth.presets import choose_base_model
 from fastsd_helpers.dreambooth.resume import Generation
@@ -26,7 +27,6 @@ from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, Segmen
 from fastsd_helpers.errors import ModelNotFound, SettingsError
 from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution, models
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
 __all__ = ["MoreSteps", "Start", "find_base", "find_start", "require_share"]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import Device, reuse_freed_memory
 from fastsd_helpers.dreambooth.dataset.buckets import Bucket, sort_into_buckets
 from fastsd_helpers.dreambooth.families import Conditions, Family
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
@@ -35,7 +36,6 @@ from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, dr
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.processes import Ranks
-from fastsd_helpers.runtime import Device, reuse_freed_memory
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.files import natural_order
 from fastsd_helpers.names.zips import read_names
 from fastsd_helpers.trocr.ground_truth.alto_xml import read_alto
 from fastsd_helpers.trocr.ground_truth.crops import PageCrops
@@ -21,6 +20,7 @@ from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder, plain_name
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.ground_truth.xml_file import parse_xml, root_name
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, open_page
+from fastsd_helpers.wording import natural_order
 
 __all__ = ["UnpackedZip", "find_transcriptions", "rows_of_transcriptions", "unpacked"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import Device, describe_cpu, describe_device
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
-from fastsd_helpers.runtime import Device, describe_cpu, describe_device
 from fastsd_helpers.trocr.model.image_processor import Pixels
 from fastsd_helpers.trocr.model.search import Limits
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer

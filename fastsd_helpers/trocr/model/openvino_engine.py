@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS, LANGUAGE
 from fastsd_helpers.processes import file_lock
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.trocr.model.checkpoint import PICTURES, WORDS, Checkpoint, copy_files, open_in_bitsandbytes
 from fastsd_helpers.trocr.model.signal_stack import signal_stack_kept
 from fastsd_helpers.trocr.model.torch_engine import TorchEngine, cross_keys, decoder_step, position_rows

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.files import natural_order
 from fastsd_helpers.images import files
 from fastsd_helpers.images.headers import count_frames
 from fastsd_helpers.trocr.pages.pdf import draw_pages
+from fastsd_helpers.wording import natural_order
 
 if TYPE_CHECKING:
     from PIL import Image

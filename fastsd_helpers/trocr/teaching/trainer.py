@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import Device, describe_device
 from fastsd_helpers.errors import DatasetError, TrainingFailed
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import Device, describe_device, fault_point
+from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, load_weights
 from fastsd_helpers.trocr.pages.inputs import gather
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastsd_helpers.container import count_memory_kills
+from fastsd_helpers.device import count_memory_kills
 from fastsd_helpers.errors import WebUICrashed, WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, LogTail, boot_id, end_group
