@@ -1,6 +1,5 @@
 """Convert models and LoRA between a Diffusers folder and a single file, whatever the source is."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -53,13 +52,12 @@ from fastsd_helpers.files import write_atomic
 from fastsd_helpers.model_lookup import how_to_get, require_inert
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
+from fastsd_helpers.runtime import logger
 
 if TYPE_CHECKING:
     from fastsd_helpers.checkpoints.models.merge import Merging
 
 __all__ = ["ConvertConfig", "convert"]
-
-_log = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)
@@ -354,7 +352,7 @@ def _write(
     sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify, hashes=options.hashes)
     if options.verify:
         compare(dst, recipes)
-        _log.info("Verified: %s was read back and every tensor is identical.", dst)
+        logger.info("Verified: %s was read back and every tensor is identical.", dst)
     return CheckpointFile(dst, sha256, size, len(recipes), key, options.dtype)
 
 

@@ -6,7 +6,6 @@ What this library made itself is passed over.
 
 import contextlib
 import functools
-import logging
 import os
 import re
 import stat
@@ -34,11 +33,10 @@ from fastsd_helpers.files import file_errors
 from fastsd_helpers.images.files import PICTURE_SUFFIXES, is_picture_head
 from fastsd_helpers.names.code_pages import PageGuess, guess_page
 from fastsd_helpers.names.zips import read_names
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wording import list_some, natural_order
 
 __all__ = ["Photos", "open_photos"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MAX_FILES = 2_000
 _MAX_MEMBERS = 20_000
