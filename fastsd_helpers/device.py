@@ -12,6 +12,7 @@ from typing import Literal
 
 __all__ = [
     "Device",
+    "count_cores",
     "count_memory_kills",
     "describe_cpu",
     "describe_device",
@@ -118,6 +119,11 @@ def _cpu_has_bf16() -> bool:
     # x86 lists "flags", 64-bit ARM "Features"; elsewhere bfloat16 is taken to be emulated.
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def count_cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory_bytes() -> int:

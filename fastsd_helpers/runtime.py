@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Literal, TextIO
 
+from fastsd_helpers.device import count_cores
 from fastsd_helpers.errors import FastSDError, needs_package
 from fastsd_helpers.wording import for_notebook
 
@@ -149,7 +150,7 @@ def choose_waiting() -> str:
         load = os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows
         return ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     against = f"load {load:.1f} on {cores} core{'s' * (cores > 1)}"
     if load < _BUSY_SHARE * cores:
         return f"Threads wait actively: this machine is idle ({against})."

@@ -1,7 +1,6 @@
 """The crops that a person corrects: the photos as they were, the box on each, and a new `prepare` with those boxes."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["Crop", "list_crops", "open_original", "prepare_with_boxes", "prepared_settings"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _BOXES = "crop-boxes.json"
 

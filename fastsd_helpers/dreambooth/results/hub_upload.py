@@ -1,6 +1,5 @@
 """Upload a finished session to the Hugging Face Hub: the model file, its card, and images; private unless asked."""
 
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -21,12 +20,10 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
-from fastsd_helpers.runtime import redact, secret
+from fastsd_helpers.runtime import logger, redact, secret
 from fastsd_helpers.sessions import Session
 
 __all__ = ["UploadConfig", "UploadResult", "upload"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _WRITE_HINT = (
     "Make a token with write access at https://huggingface.co/settings/tokens and set it as HF_TOKEN "

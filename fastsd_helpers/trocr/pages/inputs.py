@@ -5,7 +5,6 @@ reported with its name and the reason; the ones after it are read all the same.
 """
 
 import contextlib
-import logging
 import os
 import re
 import tempfile
@@ -34,8 +33,6 @@ __all__ = [
     "open_picture",
     "to_rgb",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp2")  # that one is named, not opened

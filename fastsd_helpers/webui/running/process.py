@@ -55,7 +55,7 @@ class RunState:
     log: str
     command: list[str]  # without passwords
     admin: bool = False  # a link to it may administer it, as was asked for at this start
-    kills: int | None = None  # programs that the system had ended for lack of memory before; see container.py
+    kills: int | None = None  # programs that the system had ended for lack of memory before; see device.py
 
 
 class LocalUI:
