@@ -202,6 +202,7 @@ def test_a_choice_that_follows_the_model_says_so_until_something_is_chosen() -> 
 def test_a_field_left_alone_says_what_the_model_brings() -> None:
     form = show_form(PaintConfig)
     assert widget(form, "unet_steps").placeholder == "automatic"
+    assert widget(form, "sheen").options[0] == widget(form, "primer").options[0] == ("automatic", None)
     widget(form, "base_model").value = "demo"
     from fastsd_helpers.registry import find_model
 
