@@ -54,7 +54,13 @@ class PrepareConfig:
     """Settings for preparing the photos of one subject."""
 
     images: str = option("", help="folder or zip with the subject's photos")
-    size: int = option(512, help="resolution: side of the prepared images in pixels", low=64, high=4096, step=64)
+    size: int = option(
+        512,
+        help="resolution: side of the prepared images in pixels; 1024 for SDXL and its derivatives",
+        low=64,
+        high=4096,
+        step=64,
+    )
     crop: Literal["smart", "center", "none"] = option(
         "smart",
         help="smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "

@@ -221,7 +221,8 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
-        for line in [*self.start.reasons, *advice, *self.plan.lines()]:
+        self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
+        for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}

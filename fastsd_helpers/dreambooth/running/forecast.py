@@ -65,6 +65,7 @@ class Plan:
     fits: bool = True  # and the finished file beside them
     buckets: tuple[dict[str, Any], ...] = ()  # which image is trained at which size, and what of it is cut off
     bucket_lines: tuple[str, ...] = ()  # the same in words, where there is something to say
+    notes: tuple[str, ...] = ()  # which settings were filled in and why, and advice; `lines()` leaves them out
 
     @property
     def finish_bytes(self) -> int:
@@ -77,11 +78,11 @@ class Plan:
             f"{_gb(size)} in the {label_of(stage)} stage" for stage, size in self.generation_bytes.items()
         )
         return [
+            *self.bucket_lines,
             f"{self.steps} steps; a checkpoint takes {sizes}; the finished file {_gb(self.export_bytes)}.",
             f"The run writes {_gb(self.written_bytes)} in all, and takes at most {_gb(self.peak_bytes)} at a time; "
             f"{_gb(self.free_bytes)} are free.",
             *self._cost(),
-            *self.bucket_lines,
             *self.reasons,
             *self.saving_lines(),
         ]

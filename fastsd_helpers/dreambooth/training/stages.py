@@ -138,14 +138,13 @@ class TrainingContext:
         return self.device.type == "cpu" and half and (px // 8) ** 2 < 1024
 
     def sort(self, images: "tuple[PreparedImage, ...]", *, classes: bool = False) -> tuple[Bucket, ...]:
-        """Sort images into the buckets of every resolution that is trained.
+        """Sort images, or class images, into the buckets of every resolution that they are trained at."""
+        return sort_into_buckets(images, self.resolutions(classes=classes), self.base.spec.multiple)
 
-        Class images are made at the resolution of the samples and not trained at a larger one, which would blur them.
-        """
-        sides = self.config.training_resolutions
-        if classes:
-            sides = tuple(px for px in sides if px <= self.config.resolution) or sides[:1]
-        return sort_into_buckets(images, sides, self.base.spec.multiple)
+    def resolutions(self, *, classes: bool = False) -> tuple[int, ...]:
+        """Those that are trained; class images have that of the samples, and a larger one would blur them."""
+        every, most = self.config.training_resolutions, self.config.resolution
+        return tuple(px for px in every if not classes or px <= most) or every[:1]
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""

@@ -187,7 +187,8 @@ def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView
     """
 
     def rehearse() -> list[str]:
-        return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
+        found = engine.plan(settings.config(), session, rehearse=True)
+        return [*found.notes, *found.lines(), "Nothing was trained."]
 
     return ToolView("Dry run", "The model is loaded and a few steps are timed; this may take a minute…", rehearse)
 
