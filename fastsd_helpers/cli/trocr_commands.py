@@ -1,10 +1,8 @@
 """The commands `fastsd trocr ...`: read, evaluate, embed, fine-tune, quantize and share a recognition model."""
 
 import argparse
-import contextlib
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -251,11 +249,9 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
     data: Any = chosen.data
     if chosen.align:
-        data = dataset.align_lines(Reader(chosen.model), data, chosen.align, keep=chosen.out / "aligned.jsonl")
-    # Whoever watches from a notebook reads what is noted.
-    # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
+        data, pages = chosen.out / "aligned.jsonl", data
+        dataset.align_lines(Reader(chosen.model), pages, chosen.align, keep=data)
+    with processes.stop_signals() as stop:  # whoever watches from a notebook reads what is noted
         result = finetuning.finetune(
             config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
             texts=chosen.text or (), stop=stop,
