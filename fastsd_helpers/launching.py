@@ -19,15 +19,24 @@ from typing import Any
 from fastsd_helpers.background import answered_error, environment_of_ours
 from fastsd_helpers.errors import Interrupted, TrainingFailed, needs_package
 from fastsd_helpers.files import file_errors
-from fastsd_helpers.processes import LOST, OWN_THREADS, PLACE, Child, JournalTail, JournalWriter, LogTail, watched_over
-from fastsd_helpers.processes import rank_here as number_here
+from fastsd_helpers.processes import (
+    LOST,
+    OWN_THREADS,
+    PLACE,
+    Child,
+    JournalTail,
+    JournalWriter,
+    LogTail,
+    rank_here,
+    watched_over,
+)
 
 __all__ = ["launch", "launch_command", "log_to_watcher", "news_writer"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.1
-_NEWS = "news.jsonl"
+_NEWS = "news-{}.jsonl"  # of each process
 _TO_SAVE_S = 1800.0  # how long they get to save once they are asked to stop
 
 
@@ -56,7 +65,7 @@ def launch(
     *,
     what: str,
     model: str,
-    tell: Callable[[dict[str, Any]], None],
+    tell: Callable[[int, dict[str, Any]], None],
     asked: Callable[[], bool],
     package: str,
 ) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def launch(
         folder: on this machine's own disk, for what they leave here meanwhile.
         what: the work, for sentences: "training".
         model: what they open, for the tokens they may need.
-        tell: gets every row that the first of them reports.
+        tell: gets the number of a process and a row that it reports.
         asked: whether they shall save and end.
         package: what `fastsd install` is given for Accelerate.
 
@@ -86,7 +95,7 @@ def launch(
     try:
         child = Child(launch_command(count, words), log=place / "log", env=_environment(place, model))
         try:
-            _watch(child, place, tell, asked)
+            _watch(child, place, count, tell, asked)
         finally:
             child.close()
         return _answer(count, place, what, asked)
@@ -103,14 +112,17 @@ def _environment(place: Path, model: str) -> dict[str, str]:
     return own
 
 
-def _watch(child: Child, place: Path, tell: Callable[[dict[str, Any]], None], asked: Callable[[], bool]) -> None:
-    news, log = JournalTail(place / _NEWS), LogTail(place / "log")
+def _watch(
+    child: Child, place: Path, count: int, tell: Callable[[int, dict[str, Any]], None], asked: Callable[[], bool]
+) -> None:
+    news, log = [JournalTail(place / _NEWS.format(rank)) for rank in range(count)], LogTail(place / "log")
     since: float | None = None
     while True:
         running = child.alive()
-        for row in news.read()[0]:
-            if "pid" not in row:  # the first one says who writes
-                tell(row)
+        for rank, journal in enumerate(news):
+            for row in journal.read()[0]:
+                if "pid" not in row:  # the first one says who writes
+                    tell(rank, row)
         for line in log.read(ended=not running):
             logger.debug("%s", line)
         if not running:
@@ -127,21 +139,23 @@ def _watch(child: Child, place: Path, tell: Callable[[dict[str, Any]], None], as
 
 
 def news_writer() -> JournalWriter | None:
-    """Where the first process reports to the one that watches over it; None where nobody does."""
+    """Where this process reports to the one that watches over it; None where nobody does."""
     place = watched_over()
-    return JournalWriter(place / _NEWS) if place is not None else None
+    return JournalWriter(place / _NEWS.format(rank_here())) if place is not None else None
 
 
 @contextlib.contextmanager
-def log_to_watcher() -> Iterator[None]:
-    """Send what the first process logs to the one that watches over it, as rows {message, level}.
+def log_to_watcher(writer: JournalWriter | None, *, others: int = logging.ERROR) -> Iterator[None]:
+    """Send what this process logs to the one that watches over it, as rows {message, level}.
 
-    The others do the same work and would say the same: of them only errors are kept.
+    Args:
+        writer: where it reports to.
+        others: the least level that is kept of processes but the first: they say much that it says too.
     """
-    before, writer = logger.level, news_writer()
-    if number_here() > 0:
-        logger.setLevel(logging.ERROR)
-    handler = _ToWatcher(writer) if writer is not None else None
+    before = logger.level
+    if rank_here() > 0:
+        logger.setLevel(others)
+    handler = None if writer is None else _ToWatcher(writer)
     if handler is not None:
         logger.addHandler(handler)
     try:
@@ -196,5 +210,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _last_words(place: Path) -> str:
     tail = LogTail(place / "log")
     tail.read(ended=True)
-    lines = [line for line in tail.last if "Error" in line][-2:]
+    # The launcher's own error says that there was one.
+    lines = [line for line in tail.last if "Error" in line and "ChildFailedError" not in line][-2:]
     return "\nIts last output:\n" + "\n".join(lines) if lines else ""

@@ -29,6 +29,7 @@ __all__ = [
     "Ranks",
     "count_gpus",
     "rank_here",
+    "take_own_gpu",
     "take_place",
     "watched_over",
     "world_here",
@@ -65,6 +66,14 @@ def count_gpus() -> int:
     except ImportError:
         return 0
     return torch.cuda.device_count()
+
+
+def take_own_gpu() -> None:
+    """Compute on the GPU that is this process's among those that were started together on this machine."""
+    if world_here() > 1 and (gpus := count_gpus()):
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
 
 
 def watched_over() -> Path | None:

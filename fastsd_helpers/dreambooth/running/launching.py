@@ -73,7 +73,7 @@ def launch(
     try:
         answer = launching.launch(
             count, words, live_folder(session), what="training", model=model, package="dreambooth",
-            tell=lambda row: report(Progress(**row)), asked=lambda: stop.is_set() or lock.lost,
+            tell=lambda _rank, row: report(Progress(**row)), asked=lambda: stop.is_set() or lock.lost,
         )  # fmt: skip
     except FastSDError:
         if lock.lost:

@@ -92,7 +92,7 @@ def launch_finetune(
         FastSDError: as `launching.launch`.
     """
 
-    def tell(row: dict[str, Any]) -> None:
+    def tell(_rank: int, row: dict[str, Any]) -> None:
         if "level" in row:
             logger.log(row["level"], "%s", row["message"])
         else:
@@ -115,14 +115,13 @@ def open_ranks(report: TeachingReport, stop: threading.Event | None) -> Iterator
         if ranks.size == 1:
             yield ranks, report
             return
-        writer = news_writer()
-        if not ranks.is_first:
-            report = _say_nothing
-        elif writer is not None:
-            report = lambda progress: writer.append(vars(progress))  # noqa: E731
-        with log_to_watcher():
-            yield ranks, report
+        writer = news_writer() if ranks.is_first else None
 
+        def tell(progress: TeachingProgress) -> None:
+            if writer is not None:
+                writer.append(vars(progress))
+            elif ranks.is_first:  # nobody watches over it
+                report(progress)
 
-def _say_nothing(_progress: TeachingProgress) -> None:
-    """What a process reports that is not the first."""
+        with log_to_watcher(writer):
+            yield ranks, tell
