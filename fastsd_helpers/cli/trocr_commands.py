@@ -22,10 +22,11 @@ from fastsd_helpers.trocr.exports import formats
 from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
-from fastsd_helpers.trocr.reading.processes import Division, read_divided
+from fastsd_helpers.trocr.reading.processes import Division, read_divided, read_into_session
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
+from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
@@ -69,6 +70,8 @@ def read(chosen: argparse.Namespace) -> Answer:
         raise SettingsError("--address, --workers and --cores are for workers.", "Add --engine ray, or leave them out.")
     parts = Division(chosen.words, chosen.out, chosen.model, chosen.processes, folder.parse_shard(chosen.shard))
     _least_confidence(chosen)
+    if chosen.session:
+        return _read_into_session(chosen, parts)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
     into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
     source = only if only is not None and only.is_dir() and into is not None else None
@@ -112,6 +115,19 @@ def read(chosen: argparse.Namespace) -> Answer:
     least = chosen.least_confidence
     texts = [f"[{line.problem}]" if line.problem else line.text if line.confidence >= least else "" for line in lines]
     return Answer(data, [*([f"Written: {chosen.out}"] if chosen.out else texts), *_unsure(unsure, least)])
+
+
+def _read_into_session(chosen: argparse.Namespace, parts: Division) -> Answer:
+    if chosen.out or chosen.format or chosen.shard or chosen.attention:
+        raise SettingsError("--out, --format, --shard and --attention do not go with --session.", "Leave them out.")
+    session = ReadingSession(chosen.session)
+    how: dict[str, Any] = {"pages": _pages(chosen), "order": chosen.order, "progress": _progress()}
+    into = dataclasses.replace(parts, out=session.folder)
+    read_into_session(session, chosen.images, into, functools.partial(_open_reader, chosen), **how)
+    text, rows_read = session.folder / "text.txt", session.lines()
+    unread = sum(line.read.problem is not None for line in rows_read)
+    data = {"path": text, "sha256": files.sha256_of(text), "lines": len(rows_read) - unread, "problems": unread}
+    return Answer(data, [f"Written: {text}", *pairs({name: data[name] for name in ("lines", "problems")})])
 
 
 def _read_folder(chosen: argparse.Namespace, parts: Division, source: Path, format: str) -> Answer:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastsd_helpers.background import local_folder
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.launching import launch, log_to_watcher, news_writer
+from fastsd_helpers.options import options_of, words_of
 from fastsd_helpers.processes import (
     Ranks,
     choose_count,
@@ -22,8 +23,21 @@ from fastsd_helpers.processes import (
     world_here,
 )
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.trocr.pages.inputs import count_files
+from fastsd_helpers.trocr.reading.reader import ReadConfig
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr.reading.transcription import ENOUGH
 
-__all__ = ["Division", "choose_processes", "read_divided", "share_here"]
+__all__ = [
+    "Division",
+    "choose_processes",
+    "launch_reading",
+    "read_divided",
+    "read_into_session",
+    "session_division",
+    "session_shares",
+    "share_here",
+]
 
 Found = TypeVar("Found")
 
@@ -98,13 +112,87 @@ def read_divided(
         return work(division.shard, progress)
     count = choose_processes(division.asked, shares)
     if count > world_here():
-        total = _Total(progress)
         with stop_signals() as stop:
-            return launch(
-                count, division.words, local_folder(division.out), what="reading", model=division.model,
-                tell=total.tell, asked=stop.is_set, package="trocr",
-            )  # fmt: skip
+            return launch_reading(count, division, progress, stop.is_set)
     return share_here(division.shard, work, add, progress)
+
+
+def launch_reading(
+    count: int, division: Division, progress: Callable[..., None], asked: Callable[[], bool]
+) -> dict[str, Any]:
+    """Read in so many processes; returns the answer of the first of them.
+
+    Args:
+        count: of the processes.
+        division: see there.
+        progress: as of `read_divided`.
+        asked: called ten times a second; whether they shall end.
+
+    Raises:
+        Interrupted: they were asked to stop.
+        TrainingFailed: one of the processes was killed or broke down.
+    """
+    tell, folder = _Total(progress).tell, local_folder(division.out)
+    how = {"what": "reading", "model": division.model, "package": "trocr"}
+    return launch(count, division.words, folder, tell=tell, asked=asked, **how)
+
+
+def session_division(session: ReadingSession, config: ReadPicturesConfig, images: str, model: str) -> Division:
+    """The reading of images into a session as a command that several processes share."""
+    words = ["trocr", "read", images, f"--session={session.folder}", f"--model={model}", f"--order={config.order}"]
+    words += {"auto": [], "pages": ["--pages"], "lines": ["--no-pages"]}[config.pages]
+    defaults = {item.name: item.default for item in options_of(ReadConfig)}
+    words += words_of(config, {name for name, default in defaults.items() if getattr(config, name) != default})
+    return Division(words, session.folder, model, config.processes, (0, 1))
+
+
+def session_shares(images: Any) -> int:
+    """How many processes get enough of these images to be worth their start; a file of pages counts as two."""
+    single, several = count_files(images)
+    return max(1, single // ENOUGH + 2 * several)
+
+
+def read_into_session(
+    session: ReadingSession,
+    images: Any,
+    division: Division,
+    open_reader: Callable[[], Any],
+    *,
+    pages: str,
+    order: Any,
+    progress: Callable[..., None],
+) -> None:
+    """Do what `session.read` does, in this process or in several.
+
+    Args:
+        session: where to.
+        images: as of `session.read`.
+        division: see there.
+        open_reader: opens the model.
+        pages: as of `session.read`.
+        order: as of `session.read`.
+        progress: called with the number of lines done.
+
+    Raises:
+        FastSDError: as of `session.read` and `read_divided`.
+    """
+    how = {"pages": pages, "order": order}
+    opened: list[Any] = []
+
+    def work(shard: tuple[int, int], tell: Callable[..., None]) -> None:
+        opened.append(open_reader())
+        if shard[1] > 1:
+            session.read_share(opened[0], images, shard, **how, progress=tell)
+        else:
+            session.read(opened[0], images, **how, progress=tell)
+
+    def join(_done: list[None]) -> None:
+        session.read(opened[0], images, **how)  # all of it is known by now
+
+    if read_divided(division, lambda: session_shares(images), work, join, progress) is not None:
+        session.look_again()
+    if watched_over() is None:
+        session.save(reader=division.model, demo=False)
 
 
 def share_here(
@@ -127,7 +215,8 @@ def share_here(
             writer.append({"counts": counts})
 
     with Ranks.open(_AsCtrlC()) as ranks, log_to_watcher(writer, others=logging.WARNING):
-        return add(ranks.gather(work((ranks.rank, ranks.size), tell)))
+        shares = ranks.gather(work((ranks.rank, ranks.size), tell))
+        return ranks.share(lambda: add(shares))
 
 
 class _AsCtrlC(threading.Event):

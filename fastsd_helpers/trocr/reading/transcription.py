@@ -22,6 +22,7 @@ from fastsd_helpers.trocr.reading.results import LocalResults, Results
 from fastsd_helpers.trocr.reading.rows import fingerprint, is_page
 
 __all__ = [
+    "ENOUGH",
     "ToRead",
     "TranscribeConfig",
     "Transcribed",
@@ -35,7 +36,7 @@ __all__ = [
 
 _RUN = ".fastsd-run"  # in the folder of the results
 _SETTINGS = f"{_RUN}/settings.json"
-_ENOUGH = 16  # files for a process: it takes some ten seconds until it reads
+ENOUGH = 16  # files for a process: it takes some ten seconds until it reads
 _TOGETHER = 64  # single lines read together
 _MOST_PIXELS = 50_000_000  # that are held of them
 
@@ -151,7 +152,7 @@ def count_shares(sources: list[str], out: Path) -> int:
     Raises:
         DatasetError: there is nothing to read.
     """
-    return max(1, len(_list_inputs(sources, out)) // _ENOUGH)
+    return max(1, len(_list_inputs(sources, out)) // ENOUGH)
 
 
 def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:

@@ -25,7 +25,7 @@ from typing import Any
 from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import to_values
-from fastsd_helpers.processes import Ranks, require_share, world_here
+from fastsd_helpers.processes import Ranks, require_share, watched_over, world_here
 from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.trocr.model.checkpoint import (
     PICTURES,
@@ -131,7 +131,10 @@ def finetune(
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
-    count = choose_processes(config, out, by_paths=_are_paths(data, held_out), restart=restart)
+    count, why = choose_processes(config, out, by_paths=_are_paths(data, held_out), restart=restart)
+    if why and not watched_over():
+        logger.info("%s", why)
+        report(TeachingProgress(message=why))
     if count > world_here():
         words = finetune_words(config, data, out, model=model, held_out=held_out, restart=restart, texts=texts)
         launch_finetune(count, words, out, model=str(model), report=report, stop=stop)

@@ -16,7 +16,7 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.teaching.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.teaching.schedule import FineTuneConfig
 
-__all__ = ["SETTINGS", "begun_parts", "choose_processes", "finetune_words", "launch_finetune", "open_ranks"]
+__all__ = ["SETTINGS", "begun_parts", "choose_processes", "finetune_words", "launch_finetune", "open_ranks", "parts_of"]
 
 SETTINGS = "settings.json"  # in the folder of a run
 
@@ -34,14 +34,17 @@ def begun_parts(out: Path) -> int | None:
     return int(kept.get("parts", kept["accumulation"]))
 
 
-def choose_processes(config: FineTuneConfig, out: Path, *, by_paths: bool, restart: bool = False) -> int:
-    """Choose how many processes share a run, and say so where it is not one.
+def choose_processes(config: FineTuneConfig, out: Path, *, by_paths: bool, restart: bool = False) -> tuple[int, str]:
+    """Choose how many processes share a run.
 
     Args:
         config: with `processes`.
         out: the run's folder.
         by_paths: whether other processes can read the lines; else it is this one alone.
         restart: what the folder holds does not count.
+
+    Returns:
+        The number, and a sentence for the user where there is something to know.
 
     Raises:
         SettingsError: there are fewer GPUs, or they cannot share the steps of the run equally.
@@ -54,15 +57,18 @@ def choose_processes(config: FineTuneConfig, out: Path, *, by_paths: bool, resta
         )
     asked = config.processes or (None if by_paths or world_here() > 1 else 1)
     count, idle = choose_count(asked, gpus, package="trocr", parts=parts)
-    if idle:
-        logger.info("%s", idle)
-    elif count > 1:
+    if count > 1:
         where = f"{count} of {gpus} GPUs" if gpus else "the CPU"
-        more = "" if parts else f" An optimizer step sees {config.accumulation * count * config.batch_size} lines."
-        logger.info("%d processes on %s share the batches of each optimizer step.%s", count, where, more)
-    elif gpus > 1 and parts:
-        logger.info("1 of %d GPUs is used: each step of this run has %d batches, as it was begun.", gpus, parts)
-    return count
+        more = "" if parts else f": it sees {config.accumulation * count * config.batch_size} lines"
+        return count, f"{count} processes on {where} share the batches of each optimizer step{more}."
+    if parts and gpus > 1 and not config.processes:
+        return count, f"1 of {gpus} GPUs is used: each step of this run has {parts} batches, as it was begun."
+    return count, idle
+
+
+def parts_of(config: FineTuneConfig) -> int:
+    """The batches of each optimizer step of a run that begins with these settings on this machine."""
+    return config.accumulation * choose_count(config.processes, count_gpus(), package="trocr")[0]
 
 
 def finetune_words(
