@@ -30,6 +30,7 @@ ORDER = (
     "controlnet",
     "model_lookup",
     "background",
+    "launching",
     "wheels",
     "doctor",
     "smart_crop",

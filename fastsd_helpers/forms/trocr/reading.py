@@ -19,8 +19,9 @@ from fastsd_helpers.options import Checked, option
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
+from fastsd_helpers.trocr.reading.processes import choose_processes, launch_reading, session_division, session_shares
 from fastsd_helpers.trocr.reading.reader import Reader
-from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, SavedLine, choose_reader
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
 
@@ -160,23 +161,14 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     show_widget(view.box)
     watch = _Watch(view, _count_files(images))
     try:
-        with quiet_transformers():
-            reader = Reader(
-                chosen,
-                config.beams,
-                config.precision,
-                config.min_new_tokens,
-                config.max_new_tokens,
-                config.loop_guard,
-                config.device,
-                batch_size=config.batch_size,
-            )
-        watched = {"progress": watch.line, "between": watch.batch}
-        if images:
-            lines = session.read(reader, images, pages=config.pages, order=config.order, **watched)
+        count = choose_processes(config.processes, lambda: session_shares(images)) if images else 1
+        if count > 1:
+            division = session_division(session, config, images, chosen)
+            launch_reading(count, division, watch.count, watch.is_stopped)
+            session.look_again()
+            lines = session.lines()
         else:
-            logger.info("No images were given, so the built-in sample lines are read.")
-            lines = session.read_samples(reader, **watched)
+            lines = _read_here(config, session, images, chosen, watch)
     except KeyboardInterrupt as err:
         stopped = Interrupted(*_STOPPED)
         view.end_with(stopped)
@@ -192,6 +184,27 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     return ConfidenceView(session)
 
 
+def _read_here(
+    config: ReadPicturesConfig, session: ReadingSession, images: str, chosen: str, watch: "_Watch"
+) -> list[SavedLine]:
+    with quiet_transformers():
+        reader = Reader(
+            chosen,
+            config.beams,
+            config.precision,
+            config.min_new_tokens,
+            config.max_new_tokens,
+            config.loop_guard,
+            config.device,
+            batch_size=config.batch_size,
+        )
+    watched = {"progress": watch.line, "between": watch.batch}
+    if images:
+        return session.read(reader, images, pages=config.pages, order=config.order, **watched)
+    logger.info("No images were given, so the built-in sample lines are read.")
+    return session.read_samples(reader, **watched)
+
+
 class _Watch:
     """Shows how far the reading is, and ends it where Stop was pressed."""
 
@@ -205,6 +218,15 @@ class _Watch:
         self.batch(0)
         if self._view.stop_clicks:
             raise Interrupted(*_STOPPED)
+
+    def count(self, lines: int) -> None:
+        """Note how many lines other processes have read."""
+        self._lines = lines
+
+    def is_stopped(self) -> bool:
+        """Look, while other processes read; whether Stop was pressed."""
+        self.batch(0)
+        return self._view.stop_clicks > 0
 
     def batch(self, done: int) -> None:
         """Let the page speak, and show what is new twice a second; a second press of Stop does not wait for a line."""
