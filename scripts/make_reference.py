@@ -49,6 +49,7 @@ PARTS = {
         "FineTuneConfig": "Fine-tuning (`finetune`)",
         "EvaluateConfig": "Evaluation (cell 6b)",
         "EmbedConfig": "Embeddings (cell 6c; `embed`)",
+        "ReaderUploadConfig": "Upload to the Hub (`upload`)",
         "ServeConfig": "The page (cell 8a; `serve`)",
     },
     "Model files": {

@@ -2,9 +2,10 @@
 
     python scripts/measure_ray.py [--pages N] [--workers N] [--write]
 
-Drawn pages are transcribed by the built-in model twice: in this process, and by workers of a local Ray. Counted is the
-processor time of all processes from when the models are loaded: a run of a million pages pays for that once. What the
-start takes is told beside it. `--write` records it in benchmarks/results/transcription_ray.md.
+Drawn pages are transcribed by the built-in model: by workers of a local Ray, and in this process with as many threads
+as one of them has. Counted is the processor time of all processes from when the models are loaded: a run of a million
+pages pays for that once. What the start takes is told beside it.
+`--write` records it in benchmarks/results/transcription_ray.md.
 """
 
 import argparse
@@ -16,46 +17,38 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+if TYPE_CHECKING:
+    from fastsd_helpers.trocr.reading.transcription import TranscribeConfig
+
 RESULT = REPOSITORY / "benchmarks" / "results" / "transcription_ray.md"
+OURS, READING, RAYS = "of these, the process that gave out the work", "of these, the workers", "of these, Ray's own"
 
 
 def main() -> None:
-    from fastsd_helpers.bench.trocr_pages import Settings, draw_pages
-    from fastsd_helpers.trocr.reading import cluster
-    from fastsd_helpers.trocr.reading.reader import Reader
-    from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", type=int, default=40, help="how many (default: 40)")
+    parser.add_argument("--pages", type=int, default=80, help="how many (default: 80)")
     parser.add_argument("--workers", type=int, default=2, help="Ray workers (default: 2)")
     parser.add_argument("--write", action="store_true", help=f"record it in {RESULT.relative_to(REPOSITORY)}")
     chosen = parser.parse_args()
-    config = TranscribeConfig(("txt", "json", "csv", "alto", "page", "hocr", "pdf"), pages="pages")
+    # Before torch is imported. Ray gives its workers the same number, where nobody chose one.
+    threads = max(1, (os.cpu_count() or 1) // chosen.workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    from fastsd_helpers.bench.trocr_pages import Settings, draw_pages
+
     with tempfile.TemporaryDirectory(prefix="fastsd-ray-") as name:
         folder = Path(name)
         draw_pages(folder / "scans", Settings(pages=chosen.pages))
-        began, whole = [0.0], Seconds()
-        ready = cluster._read_all
-
-        def read_all(*given: object) -> object:
-            began[0] = began[0] or whole.now()
-            return ready(*given)
-
-        cluster._read_all = read_all
-        cluster.transcribe_on_ray(
-            "demo-reader", {}, [str(folder / "scans")], folder / "ray", config,
-            cluster.ClusterConfig(workers=chosen.workers), progress=lambda _done: None,
-        )  # fmt: skip
-        with_ray, start = whole.end() - began[0], began[0]
-        reader = Reader("demo-reader")
-        before = time.process_time()
-        transcribe(reader, [str(folder / "scans")], folder / "plain", config)
-        plain = time.process_time() - before
+        start, shares = with_ray(folder, chosen.workers)
+        plain = in_this_process(folder, "plain")
         same = files_of(folder / "ray") == files_of(folder / "plain")
+        usual = as_usual(folder)
+    ray = sum(shares.values())
+    rows = "\n".join(f"| {kind} | {seconds / chosen.pages:.2f} |" for kind, seconds in shares.items())
     page = f"""\
 # Transcribing with Ray
 
@@ -64,11 +57,14 @@ def main() -> None:
 
 | processor time of a page | seconds |
 |---|---:|
-| one process | {plain / chosen.pages:.2f} |
-| {chosen.workers} workers of Ray, with Ray's own processes | {with_ray / chosen.pages:.2f} |
-| ratio | {with_ray / plain:.2f} |
+| one process, with as many threads as a worker has ({threads}) | {plain / chosen.pages:.2f} |
+| {chosen.workers} workers of Ray, with Ray's own processes | {ray / chosen.pages:.2f} |
+{rows}
+| ratio | {ray / plain:.2f} |
+| one process, with a thread for each core, as it is by itself | {usual:.2f} |
 
-{chosen.pages} pages of 20 lines, every format. Starting Ray and loading the models took {start:.0f} s once.
+{chosen.pages} pages of 20 lines, every format. Starting Ray and loading the models took {start:.0f} s of processor
+time, once.
 The files were {"the same" if same else "NOT the same"}, byte for byte.
 """
     print(page)
@@ -76,21 +72,74 @@ The files were {"the same" if same else "NOT the same"}, byte for byte.
         RESULT.write_text(page, encoding="utf-8")
 
 
+def with_ray(folder: Path, workers: int) -> tuple[float, dict[str, float]]:
+    """Transcribe with Ray; the seconds until models are loaded, and those from then on by kind of process."""
+    from fastsd_helpers.trocr.reading import cluster
+
+    began: dict[str, float] = {}
+    seconds, ready = Seconds(), cluster._read_all
+
+    def read_all(*given: object) -> object:
+        if not began:
+            began.update(seconds.now())
+        return ready(*given)
+
+    cluster._read_all = read_all
+    cluster.transcribe_on_ray(
+        "demo-reader", {}, [str(folder / "scans")], folder / "ray", config(), cluster.ClusterConfig(workers=workers),
+        progress=lambda _done: None,
+    )  # fmt: skip
+    cluster._read_all = ready
+    return sum(began.values()), {kind: used - began.get(kind, 0) for kind, used in seconds.end().items()}
+
+
+def in_this_process(folder: Path, out: str, *, pages: int | None = None) -> float:
+    """Transcribe here; the seconds from when the model is loaded."""
+    from fastsd_helpers.trocr.reading.reader import Reader
+    from fastsd_helpers.trocr.reading.transcription import transcribe
+
+    scans = sorted((folder / "scans").iterdir())[:pages]
+    reader = Reader("demo-reader")
+    before = time.process_time()
+    transcribe(reader, [str(path) for path in scans], folder / out, config())
+    return time.process_time() - before
+
+
+def as_usual(folder: Path) -> float:
+    """The seconds of a page where nobody chose the number of threads."""
+    import torch
+
+    os.environ.pop("OMP_NUM_THREADS")
+    torch.set_num_threads(os.cpu_count() or 1)
+    pages = min(20, len(list((folder / "scans").iterdir())))
+    return in_this_process(folder, "usual", pages=pages) / pages
+
+
+def config() -> "TranscribeConfig":
+    from fastsd_helpers.trocr.reading.transcription import TranscribeConfig
+
+    return TranscribeConfig(("txt", "json", "csv", "alto", "page", "hocr", "pdf"), pages="pages")
+
+
 class Seconds:
-    """The processor time of this process and all that it starts, also of those that have ended."""
+    """The processor time of this process and all that it starts, also of those that have ended, by kind."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, int], float] = {}
+        self._seen: dict[tuple[int, int], tuple[str, float]] = {}
         self._stop = threading.Event()
         self._first = time.process_time()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def now(self) -> float:
+    def now(self) -> dict[str, float]:
         self._look()
-        return sum(self._seen.values()) + time.process_time() - self._first
+        used = dict.fromkeys((OURS, READING, RAYS), 0.0)
+        used[OURS] += time.process_time() - self._first
+        for kind, seconds in self._seen.values():
+            used[kind] += seconds
+        return used
 
-    def end(self) -> float:
+    def end(self) -> dict[str, float]:
         self._stop.set()
         self._thread.join()
         return self.now()
@@ -104,16 +153,18 @@ class Seconds:
         rows = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = path.read_text().rpartition(")")[2].split()
+                name, _, rest = path.read_text().rpartition(")")
             except OSError:
                 continue
-            rows[int(path.parent.name)] = int(fields[1]), int(fields[19]), (int(fields[11]) + int(fields[12])) / ticks
-        for pid, (_parent, born, used) in rows.items():
+            fields = rest.split()
+            used = (int(fields[11]) + int(fields[12])) / ticks
+            rows[int(path.parent.name)] = int(fields[1]), int(fields[19]), READING if "_Worker" in name else RAYS, used
+        for pid, (_parent, born, kind, used) in rows.items():
             above = pid
             while above in rows and above != me:
                 above = rows[above][0]
             if above == me and pid != me:
-                self._seen[pid, born] = used
+                self._seen[pid, born] = kind, used
 
 
 def files_of(out: Path) -> dict[str, bytes]:

@@ -6,18 +6,40 @@ no repository's name, a licence it does not list.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from hub_server import HubServer, _Handler
 
-__all__ = ["HubUploadServer"]
+__all__ = ["TOKEN", "HubUploadServer", "upload_hub"]
 
 _LICENCES = {"apache-2.0", "mit", "creativeml-openrail-m", "openrail", "openrail++", "other"}
+
+
+TOKEN = "hf_" + "write" * 6
+
+
+@contextlib.contextmanager
+def upload_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["HubUploadServer"]:
+    """An empty hub that the client talks to while the block runs, with the token of its owner."""
+    # Xet storage cannot be offered here: what it sends is the client's own business.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with HubUploadServer(folder, token=TOKEN, readers=("hf_" + "read" * 6,)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        # The client reads it once, when it is imported, and its older versions take a commit's address apart by it.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 class HubUploadServer(HubServer):
@@ -110,7 +132,7 @@ class _Writing(_Handler):
         self._json(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _preupload(self, asked: dict[str, Any]) -> None:
-        large = (".safetensors", ".png", ".ckpt")
+        large = (".safetensors", ".bin", ".png", ".ckpt")  # as a new repository's .gitattributes has them
         files = [
             {
                 "path": item["path"],

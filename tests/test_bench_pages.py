@@ -21,6 +21,11 @@ def test_the_time_of_a_page_is_divided_among_its_steps(tmp_path, capsys):
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert all(seconds[part] > 0 for part in ("finding", "cutting", "reading", "writing"))
     assert seconds["finding"] + seconds["reading"] > seconds["cutting"] + seconds["writing"]
+    used = found["processor_seconds_per_page"]
+    assert sum(value for part, value in used.items() if part != "whole") == pytest.approx(used["whole"])
+    assert all(used[part] > 0 for part in ("finding", "reading"))
+    assert set(found["bytes_per_page"]) == {"scan", "txt", "alto.xml", "notes"}
+    assert found["bytes_per_page"]["scan"] > found["bytes_per_page"]["alto.xml"] > found["bytes_per_page"]["txt"] > 0
     assert found["pages_per_minute"] == pytest.approx(60 / seconds["whole"])
 
 

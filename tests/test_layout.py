@@ -27,6 +27,7 @@ ORDER = (
     "images",
     "downloads",
     "registry",
+    "uploads",
     "controlnet",
     "model_lookup",
     "background",

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 from hub_server import Fault
-from hub_upload_server import HubUploadServer
+from hub_upload_server import TOKEN, HubUploadServer, upload_hub
 
 from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, upload
 from fastsd_helpers.errors import DownloadError, SessionError, SettingsError
 from fastsd_helpers.sessions import Session
 
-hub_constants = pytest.importorskip("huggingface_hub.constants")
+pytest.importorskip("huggingface_hub.constants")
 
-TOKEN = "hf_" + "write" * 6
 CARD = """---
 license: "CreativeML OpenRAIL-M"
 base_model: "sd15"
@@ -28,14 +27,7 @@ tags: ["dreambooth"]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubUploadServer]:
-    # Xet storage cannot be offered here: what it sends is the client's own business.
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with HubUploadServer(tmp_path / "hub", token=TOKEN, readers=("hf_" + "read" * 6,)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        # The client reads it once, when it is imported, and its older versions take a commit's address apart by it.
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with upload_hub(tmp_path / "hub", monkeypatch) as server:
         yield server
 
 

@@ -53,19 +53,27 @@ def measure(settings: Settings) -> Report:
     reader = Reader(settings.model)
     config = TranscribeConfig(formats, pages="pages")
     spent: list[dict[str, float]] = []
+    used: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="fastsd-bench-") as name:
         scans = Path(name) / "scans"
         draw_pages(scans, settings)
         transcribe(reader, [str(scans / "page1.jpg")], Path(name) / "first", config)
         for turn in range(settings.rounds):
-            with _watched() as seconds:
-                began = time.perf_counter()
+            with _watched() as (seconds, processor):
+                began, busy = time.perf_counter(), time.process_time()
                 done = transcribe(reader, [str(scans)], Path(name) / f"round{turn}", config)
-                whole = time.perf_counter() - began
+                whole, busy = time.perf_counter() - began, time.process_time() - busy
             if done.problems:
                 raise SettingsError(f"A page could not be read: {done.problems[0]}", "Choose other settings.")
             spent.append({**seconds, "other": whole - sum(seconds.values()), "whole": whole})
-    median = {part: statistics.median(turn.get(part, 0.0) for turn in spent) for part in (*_PARTS, "whole")}
+            used.append({**processor, "other": busy - sum(processor.values()), "whole": busy})
+        sizes = _sizes(Path(name) / "round0", settings.pages)
+        scan = sum(path.stat().st_size for path in scans.iterdir()) / settings.pages
+    median, busiest = (
+        {part: statistics.median(turn.get(part, 0.0) for turn in turns) for part in (*_PARTS, "whole")}
+        for turns in (spent, used)
+    )
+    cpu = {part: seconds / settings.pages for part, seconds in busiest.items()}
     shares = {part: median[part] / median["whole"] for part in _PARTS}
     rate = 60 * settings.pages / median["whole"]
     data: dict[str, Any] = {
@@ -75,9 +83,13 @@ def measure(settings: Settings) -> Report:
         "pages_per_minute": rate,
         "seconds": spent,
         "shares": shares,
+        "processor_seconds_per_page": cpu,
+        "bytes_per_page": {"scan": scan, **sizes},
     }
-    told = [f"{part:8} {60 * median[part] / settings.pages / 60:7.3f} s a page  {100 * share:5.1f} %"
-            for part, share in shares.items()]  # fmt: skip
+    told = [f"{part:8} {median[part] / settings.pages:7.3f} s a page  {100 * share:5.1f} %  "
+            f"processor {cpu[part]:7.3f} s" for part, share in shares.items()]  # fmt: skip
+    told.append(f"processor, all of it: {cpu['whole']:.3f} s a page")
+    told.append("bytes a page: " + ", ".join(f"{kind} {size:,.0f}" for kind, size in data["bytes_per_page"].items()))
     return Report(data, [f"{rate:.1f} pages a minute, {settings.lines} lines each, {len(formats)} formats", *told])
 
 
@@ -97,28 +109,41 @@ def draw_pages(folder: Path, settings: Settings) -> None:
         page.save(folder / f"page{number}.jpg", quality=90)
 
 
+def _sizes(out: Path, pages: int) -> dict[str, float]:
+    """Bytes of a page in each format, and of what is noted to go on from."""
+    sizes: dict[str, float] = defaultdict(float)
+    for path in out.rglob("*.*"):
+        if path.is_file():
+            kind = "notes" if ".fastsd-run" in path.parts else path.name.partition(".")[2]
+            sizes[kind] += path.stat().st_size / pages
+    return dict(sorted(sizes.items()))
+
+
 @contextlib.contextmanager
-def _watched() -> Iterator[dict[str, float]]:
-    """Add up the seconds of each step while the block runs; what a step calls counts as the inner one alone."""
+def _watched() -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Add up the seconds of each step while the block runs, on the wall and of the processor; what a step calls counts
+    as the inner one alone."""
     from fastsd_helpers.trocr.pages import page_reader
     from fastsd_helpers.trocr.reading import results, transcription
     from fastsd_helpers.trocr.reading.reader import Reader
 
-    seconds: dict[str, float] = defaultdict(float)
+    clocks = (time.perf_counter, time.process_time)
+    seconds: tuple[dict[str, float], ...] = (defaultdict(float), defaultdict(float))
     inside: list[str] = []
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: Any, **named: Any) -> Any:
-            began = time.perf_counter()
+            began = [clock() for clock in clocks]
             inside.append(part)
             try:
                 return call(*given, **named)
             finally:
                 inside.pop()
-                took = time.perf_counter() - began
-                seconds[part] += took
-                if inside:
-                    seconds[inside[-1]] -= took
+                for sums, clock, then in zip(seconds, clocks, began, strict=True):
+                    took = clock() - then
+                    sums[part] += took
+                    if inside:
+                        sums[inside[-1]] -= took
 
         return run
 
@@ -130,4 +155,4 @@ def _watched() -> Iterator[dict[str, float]]:
     with contextlib.ExitStack() as stack:
         for part, owner, name in places:
             stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
-        yield seconds
+        yield seconds[0], seconds[1]

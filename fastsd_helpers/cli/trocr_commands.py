@@ -26,8 +26,9 @@ from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.reading.session import ReadingSession
-from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
+from fastsd_helpers.trocr.teaching import evaluation, finetuning, hub_upload, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
+from fastsd_helpers.trocr.teaching.hub_upload import ReaderUploadConfig
 from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
 from fastsd_helpers.wording import size_in_words
 
@@ -43,6 +44,7 @@ def add_commands(commands: Any) -> None:
     command(group, "finetune", finetune, FineTuneConfig)
     command(group, "language", language)
     command(group, "quantize", quantize)
+    command(group, "upload", upload, ReaderUploadConfig)
     command(group, "serve", share, ServeConfig)
 
 
@@ -342,6 +344,13 @@ def quantize(chosen: argparse.Namespace) -> Answer:
     head = ["NUMBERS", "SIZE", "LINES/S", "CER", "SAME TEXT"]
     told = f"Written ({result.method}): {result.path}" if result.path else "Nothing was written."
     return Answer(plain(result), [told, result.why, *table(head, rows)])
+
+
+def upload(chosen: argparse.Namespace) -> Answer:
+    result = hub_upload.upload_reader(ReaderUploadConfig(**given_values(chosen, ReaderUploadConfig)), chosen.model)
+    lines = [f"Uploaded and compared: {result.url}",
+             *pairs({"private": result.private, "files": result.files, "sha256": result.sha256})]  # fmt: skip
+    return Answer({"model": chosen.model, "path": result.url, **plain(result)}, lines)
 
 
 def share(chosen: argparse.Namespace) -> Answer:

@@ -9,7 +9,7 @@ from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.finding import fetch_model, find_folder
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
 from fastsd_helpers.model_lookup.names import Name, how_to_get, known_model, tokens_for, understand
-from fastsd_helpers.model_lookup.readers import GRAPHS, LANGUAGE, READER, require_reader
+from fastsd_helpers.model_lookup.readers import GRAPHS, LANGUAGE, READER, list_reader, require_reader
 
 __all__ = [
     "BASE_MODEL",
@@ -26,6 +26,7 @@ __all__ = [
     "find_folder",
     "how_to_get",
     "known_model",
+    "list_reader",
     "lora_file",
     "require_inert",
     "require_reader",

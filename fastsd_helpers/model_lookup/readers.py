@@ -9,7 +9,7 @@ from fastsd_helpers.downloads.pipeline import Contents, Listing
 from fastsd_helpers.errors import ModelError, WrongFamily
 from fastsd_helpers.model_lookup.kinds import ModelKind
 
-__all__ = ["GRAPHS", "LANGUAGE", "READER", "require_reader"]
+__all__ = ["GRAPHS", "LANGUAGE", "READER", "list_reader", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
 LANGUAGE = "language/characters.safetensors"  # in a reader's folder: the language model that it is read with
@@ -34,10 +34,23 @@ def require_reader(folder: Path) -> dict[str, Any]:
         WrongFamily: it is another kind of model.
         ModelError: a part of it is missing.
     """
-    found = [*folder.iterdir(), *(folder / GRAPHS).glob("*")]
-    names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
-    _reader_files(Listing(str(folder), names, functools.partial(read_json, folder)))
+    list_reader(folder)
     return read_json(folder, "config.json")
+
+
+def list_reader(folder: Path) -> list[str]:
+    """The files that a TrOCR model in a folder consists of: weights or graphs, tokenizer, settings, language model.
+
+    Args:
+        folder: of the recognition model.
+
+    Raises:
+        WrongFamily: it is another kind of model.
+        ModelError: a part of it is missing.
+    """
+    found = [*folder.iterdir(), *(folder / GRAPHS).glob("*"), folder / LANGUAGE]
+    names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
+    return _reader_files(Listing(str(folder), names, functools.partial(read_json, folder)))
 
 
 def _reader_files(listing: Listing) -> list[str]:

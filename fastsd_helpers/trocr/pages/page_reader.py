@@ -5,6 +5,7 @@ upright, joining, cutting and the order are ours.
 """
 
 import math
+import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -292,11 +293,8 @@ def _baseline(place: LinePlace, part: float) -> list[tuple[float, float]]:
     return [(one[0] + part * (two[0] - one[0]), one[1] + part * (two[1] - one[1])) for one, two in ((a, d), (b, c))]
 
 
-def open_detector(threads: int = 0) -> Any:
-    """Load the line detector; once for many pages.
-
-    Args:
-        threads: at most; 0: as many as there are cores, which wait for one another where others work too.
+def open_detector() -> Any:
+    """Load the line detector; once for many pages. It has `OMP_NUM_THREADS` threads, or as many as there are cores.
 
     Raises:
         DependencyMissing: rapidocr or onnxruntime is not installed.
@@ -304,7 +302,9 @@ def open_detector(threads: int = 0) -> Any:
     with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give images of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
-    counts = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": threads for kind in ("intra", "inter") if threads}
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # onnxruntime does not heed it by itself
+    known = threads.isdigit() and int(threads) > 0
+    counts = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": int(threads) for kind in ("intra", "inter") if known}
     return RapidOCR(params={"Global.log_level": "critical", "Det.box_thresh": _FAINT, **counts})
 
 

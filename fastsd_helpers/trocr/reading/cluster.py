@@ -251,9 +251,7 @@ class _Worker:
 
     def __init__(self, job: _Job) -> None:
         self._job, self._problem = job, None
-        # Ray says how many cores are this worker's. The detector is opened once for all blocks.
-        threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-        self._detector = functools.cache(lambda: open_detector(threads))
+        self._detector = functools.cache(open_detector)  # once for all blocks
         try:
             self._reader = Reader(job.model, **job.settings)
             self._results = open_results(job.out)

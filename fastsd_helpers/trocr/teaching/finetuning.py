@@ -40,6 +40,7 @@ from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.teaching.checkpoints import last_whole_checkpoint
 from fastsd_helpers.trocr.teaching.evaluation import Evaluation, evaluate, evaluation_from
+from fastsd_helpers.trocr.teaching.hub_upload import card_head
 from fastsd_helpers.trocr.teaching.language import LanguageGain, keep_language
 from fastsd_helpers.trocr.teaching.processes import (
     SETTINGS,
@@ -474,7 +475,7 @@ def _relation(train: LineSet, held: LineSet) -> str:
 def _write_card(made: FineTuneResult, config: FineTuneConfig, model: str, train: LineSet, held: LineSet) -> None:
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
     after = made.after.scores
-    text = f"""# A handwriting recognition model, fine-tuned from {Path(model).name}
+    text = f"""{card_head(model)}# A handwriting recognition model, fine-tuned from {Path(model).name}
 
 Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * made.cer_before:.2f} % before,
 **{100 * made.cer_after:.2f} %** after ({100 * after.cer.low:.2f} to {100 * after.cer.high:.2f} %,

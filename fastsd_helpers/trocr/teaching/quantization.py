@@ -20,6 +20,7 @@ from fastsd_helpers.trocr.pages.inputs import gather
 from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.teaching.evaluation import evaluate
+from fastsd_helpers.trocr.teaching.hub_upload import card_head
 from fastsd_helpers.trocr.teaching.metrics import line_errors
 
 __all__ = ["QuantizeResult", "Trial", "choose_trial", "quantize"]
@@ -112,7 +113,7 @@ def quantize(
         logger.info("%s", why)
         if chosen.method != "fp32":
             folder = work / chosen.method
-            _write_report(folder, trials, chosen, why, len(calibration), measured, checkpoint.folder.name)
+            _write_report(folder, trials, chosen, why, len(calibration), measured, str(model))
             _put_in_place(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -246,7 +247,7 @@ def _write_report(
         f"| {100 * trial.same_text:.1f} % |"
         for trial in trials
     )
-    text = f"""# {name}, int8 ({chosen.method})
+    text = f"""{card_head(name)}# {Path(name).name}, int8 ({chosen.method})
 
 {why[:1].upper()}{why[1:]}
 
