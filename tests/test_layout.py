@@ -34,7 +34,6 @@ ORDER = (
     "launching",
     "wheels",
     "doctor",
-    "smart_crop",
     "captions",
     "checkpoints",
     "sessions",

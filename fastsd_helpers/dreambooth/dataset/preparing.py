@@ -33,10 +33,10 @@ from fastsd_helpers.dreambooth.photos.likeness import measure_sharpness, percept
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.images.files import png_bytes
+from fastsd_helpers.images.smart_crop import CropBox, crop_box, square_box, whole_box
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session, whole_prompt
-from fastsd_helpers.smart_crop import CropBox, crop_box, square_box, whole_box
 
 if TYPE_CHECKING:
     from PIL import Image
