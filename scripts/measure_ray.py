@@ -44,7 +44,9 @@ def main() -> None:
         folder = Path(name)
         draw_pages(folder / "scans", Settings(pages=chosen.pages))
         start, shares = with_ray(folder, chosen.workers)
+        print(f"with Ray: {shares}", file=sys.stderr, flush=True)
         plain = in_this_process(folder, "plain")
+        print(f"in this process: {plain}", file=sys.stderr, flush=True)
         same = files_of(folder / "ray") == files_of(folder / "plain")
         usual = as_usual(folder)
     ray = sum(shares.values())
@@ -111,7 +113,7 @@ def as_usual(folder: Path) -> float:
 
     os.environ.pop("OMP_NUM_THREADS")
     torch.set_num_threads(os.cpu_count() or 1)
-    pages = min(20, len(list((folder / "scans").iterdir())))
+    pages = min(8, len(list((folder / "scans").iterdir())))
     return in_this_process(folder, "usual", pages=pages) / pages
 
 
