@@ -68,8 +68,8 @@ class ReadConfig:
     language: str = option(
         "auto",
         help=(
-            "language model (character n-gram, shallow fusion): a file of one, a text file or folder to learn one from "
-            "now, auto (the model's own, if it has one), or none"
+            "language model (character n-gram, shallow fusion): its file, or a text file or folder to learn it from; "
+            "auto: the recognition model's own, if it has one; or none"
         ),
     )
     min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
