@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _NAMES = {  # module: what of it is public here
     "captions.prompts": "resolve_prompt",
     "checkpoints": "convert verify_checkpoint write_checkpoint",
+    "device": "describe_device",
     "doctor": "examine",
     "downloads": "fetch",
     "dreambooth.running.engine": "train",
@@ -33,7 +34,7 @@ _NAMES = {  # module: what of it is public here
     "model_lookup": "fetch_model",
     "playground": "PlaygroundConfig",
     "registry": "ModelSpec find_model models",
-    "runtime": "describe_device start_log where",
+    "runtime": "start_log where",
     "sessions": "Session delete_session import_session list_sessions",
     "trocr": "Reader",
     "trocr.reading.serve": "ServeConfig",

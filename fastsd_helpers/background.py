@@ -22,7 +22,7 @@ from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.processes import Child, LocalProcess, environment_for, with_this_package
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["Background", "command_of", "environment_of_ours", "local_folder"]
+__all__ = ["Background", "answered_error", "command_of", "environment_of_ours", "local_folder"]
 
 _POINTER = "child.json"
 _KEPT_LOG_BYTES = 256 * 1024
@@ -85,7 +85,12 @@ def _last_answer(path: Path) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _answered_error(answer: Mapping[str, Any]) -> FastSDError:
+def answered_error(answer: Mapping[str, Any]) -> FastSDError:
+    """The error that a command with --json has answered.
+
+    Args:
+        answer: with `error`, `hint` and `exit_code`.
+    """
     kind = {130: Interrupted, 1: TrainingFailed}.get(answer.get("exit_code", 1), FastSDError)
     return kind(str(answer["error"]), str(answer.get("hint", "")))
 
@@ -216,7 +221,7 @@ class Background:
         if answer is None:
             raise self._death(what)
         if "error" in answer:
-            raise _answered_error(answer)
+            raise answered_error(answer)
         return answer
 
     def _death(self, what: str) -> FastSDError:

@@ -13,29 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.device import Device, count_cores, describe_device, host_memory_bytes
 from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.processes import count_gpus
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import (
-    Device,
-    describe_device,
-    host_memory_bytes,
-    install_command,
-    logger,
-    redact,
-    secret,
-    version_of,
-    versions,
-    where,
-)
+from fastsd_helpers.runtime import install_command, logger, redact, secret, version_of, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.advisories import old_packages
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
 from fastsd_helpers.wheels.known_bad import known_bad
+from fastsd_helpers.wording import list_some
 
 __all__ = ["LOOKS", "Diagnosis", "Finding", "examine"]
 
@@ -157,11 +148,10 @@ def _machine(device: Device) -> dict[str, Any]:
     gpu = device.name if device.kind != "cpu" else f"none ({device.reason})"
     if device.capability:
         gpu += f", compute {device.capability[0]}.{device.capability[1]}, {device.memory_gib:.1f} GiB"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     said = {
         "place": where() + (f" {os.environ['COLAB_RELEASE_TAG']}" if os.environ.get("COLAB_RELEASE_TAG") else ""),
         "system": f"{platform.system()} {platform.machine()}, {'-'.join(platform.libc_ver()) or 'libc unknown'}",
-        "processor": f"{cores} cores",
+        "processor": f"{count_cores()} cores",
         "memory": f"{host_memory_bytes() / 1e9:.1f} GB",
         "gpu": gpu,
     }
@@ -394,11 +384,10 @@ def _look_at_lock() -> Iterator[Finding]:
         if not report.changes:
             yield Finding("ok", f"{name}: all {report.kept} packages are installed and compatible.", workflow=name)
             continue
-        listed = ", ".join(change.name for change in report.changes[:6])
-        more = f" and {len(report.changes) - 6} more" if len(report.changes) > 6 else ""
+        listed = list_some((change.name for change in report.changes), 6)
         yield Finding(
             "note",
-            f"{name}: still to be installed: {listed}{more} ({report.bytes / 1e6:.0f} MB).",
+            f"{name}: still to be installed: {listed} ({report.bytes / 1e6:.0f} MB).",
             f"Before you use it: fastsd install {name}",
             name,
         )

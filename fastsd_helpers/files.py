@@ -14,13 +14,14 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastsd_helpers.errors import DiskFull, DriveError, DriveReadOnly
 from fastsd_helpers.processes import LocalProcess, boot_id
 from fastsd_helpers.runtime import fault_point, logger
+from fastsd_helpers.wording import size_in_words
 
 __all__ = [
     "bytes_in",
@@ -29,8 +30,6 @@ __all__ = [
     "file_errors",
     "forget_cached",
     "free_bytes",
-    "hashes_from",
-    "natural_order",
     "new_file",
     "new_folder",
     "new_link",
@@ -40,7 +39,6 @@ __all__ = [
     "remove_leftovers",
     "scratch_root",
     "sha256_of",
-    "size_in_words",
     "sync_folder",
     "unfinished_name",
     "write_all",
@@ -55,7 +53,6 @@ _REMOUNT = (
     "The connection to Drive is lost: run the cell that connects Drive again; if that fails, "
     "choose Runtime > Restart session first. What was saved before is still there."
 )
-_CHUNK_BYTES = 8 * 2**20
 _LEFTOVER = re.compile(r"(?:.+\.)?(?P<pid>\d+)(-(?P<start>\d+)-(?P<boot>[0-9a-f]*))?\.[0-9a-f]+\.part")
 _FOREIGN_S = 3600.0  # so long nobody wrote to it: what another machine left unfinished is nobody's
 
@@ -136,8 +133,7 @@ def check_writable(folder: Path | str) -> None:
             write_new(probe, payload)
             returned = probe.read_bytes()
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(probe)
+            probe.unlink(missing_ok=True)
     if returned != payload:
         raise DriveError(f"{folder} returned different bytes than were written.", "Choose another folder with --root.")
 
@@ -152,21 +148,11 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
-def size_in_words(count: float) -> str:
-    """A number of bytes in the unit people expect, in powers of 1000 as disks and Drive count."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
 def free_bytes(folder: Path | str) -> int:
     """Read how many bytes can still be written where `folder` is, or will be once it is created."""
     there = Path(folder).absolute()
     with file_errors(folder, "read"):
-        while not there.exists() and there != there.parent:
-            there = there.parent
+        there = next((parent for parent in (there, *there.parents) if parent.exists()), there)
         return shutil.disk_usage(there).free
 
 
@@ -198,23 +184,6 @@ def sha256_of(path: Path | str) -> str:
     """Hash a file in pieces, whatever its size; lower-case hex."""
     with file_errors(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hashes_from(path: Path, starts: Sequence[int]) -> list[str]:
-    """SHA-256 of a file from each of these places on (in bytes), in one reading that asks the disk, not the memory.
-
-    Args:
-        starts: ascending, none beyond the file's first 8 MiB.
-    """
-    digests: list[Any] = [hashlib.sha256() for _start in starts]
-    with file_errors(path, "read"), open(path, "rb", buffering=0) as file:
-        forget_cached(file.fileno())
-        skipped = list(starts)
-        while chunk := file.read(_CHUNK_BYTES):
-            for number, digest in enumerate(digests):
-                digest.update(memoryview(chunk)[skipped[number] :])
-            skipped = [0] * len(starts)
-    return [digest.hexdigest() for digest in digests]
 
 
 _remembered: dict[tuple[str, int, int], str] = {}  # (path, bytes, mtime in ns) -> sha256, for this process only
@@ -258,12 +227,9 @@ def write_new(path: Path | str, data: bytes, *, mode: int = 0o666) -> None:
     Raises:
         FileExistsError: it does; other OSErrors come as they are too.
     """
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-    try:
-        write_all(out, data)
-        os.fsync(out)
-    finally:
-        os.close(out)
+    with open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        write_all(file.fileno(), data)
+        os.fsync(file.fileno())
 
 
 def write_all(out: int, data: bytes) -> None:
@@ -419,15 +385,12 @@ def sync_folder(folder: Path) -> None:
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError as err:
-        logger.debug("The folder %s could not be opened to sync it: %s.", folder, err)
-        return
-    try:
-        os.fsync(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as err:
         logger.debug("The folder %s could not be synced: %s.", folder, err)
-    finally:
-        os.close(handle)
 
 
 def forget_cached(descriptor: int) -> None:
@@ -435,9 +398,3 @@ def forget_cached(descriptor: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts "dog (2)" before "dog (10)"."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p) for p in parts]

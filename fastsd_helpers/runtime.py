@@ -1,6 +1,6 @@
-"""Where this code runs and what is there: Colab, Kaggle, Jupyter or a terminal; device, versions, memory, secrets.
+"""Where this code runs and what is there: Colab, Kaggle, Jupyter or a terminal; versions, secrets, the log.
 
-Nothing here installs, downloads or writes; torch is only asked when a device is described.
+Nothing here installs, downloads or writes.
 """
 
 import contextlib
@@ -16,35 +16,26 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Literal, TextIO
 
-from fastsd_helpers.container import find_memory_limit
+from fastsd_helpers.device import count_cores
 from fastsd_helpers.errors import FastSDError, needs_package
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "REPOSITORY",
     "REVISION",
-    "Device",
     "choose_waiting",
     "colab_link",
-    "describe_cpu",
-    "describe_device",
     "end_runtime",
     "fault_point",
-    "host_memory_bytes",
     "in_notebook",
     "install_command",
     "load_peft",
     "make_cpu_sums_repeatable",
-    "name_arithmetic",
-    "peak_memory_bytes",
     "redact",
     "remember_secret",
-    "reuse_freed_memory",
     "secret",
     "show_log",
     "start_log",
@@ -159,7 +150,7 @@ def choose_waiting() -> str:
         load = os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows
         return ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     against = f"load {load:.1f} on {cores} core{'s' * (cores > 1)}"
     if load < _BUSY_SHARE * cores:
         return f"Threads wait actively: this machine is idle ({against})."
@@ -178,37 +169,6 @@ def make_cpu_sums_repeatable() -> None:
     if chosen.startswith(("AUTO", "AVX2", "AVX512")) and "STRICT" not in chosen:
         chosen += ",STRICT"
     os.environ["MKL_CBWR"] = chosen
-
-
-def name_arithmetic(device: "Device") -> str:
-    """Name what decides how sums are rounded here: only runs with one name can agree bit for bit. Needs torch."""
-    import torch
-
-    torch_version = f"torch {torch.__version__}"
-    if device.kind != "cpu":
-        return f"{device.name}, {torch_version}"
-    threads = torch.get_num_threads()
-    maker = _cpu_fields().get("vendor_id", platform.machine())
-    branch = os.environ.get("MKL_CBWR", "AUTO,STRICT")
-    chosen = [] if branch == "AUTO,STRICT" else [f"MKL_CBWR={branch}"]
-    words = [f"{maker} {torch.backends.cpu.get_cpu_capability()}", f"{threads} thread{'s' * (threads != 1)}"]
-    return ", ".join([*words, torch_version, *chosen])
-
-
-def reuse_freed_memory() -> None:
-    """Ask glibc to keep large blocks that are freed: a training step frees and wants the same ones again.
-
-    Otherwise each goes back to the kernel and comes back as zeroed pages, which costs up to a third of a step on a CPU.
-    It holds for the whole process, from then on; without glibc nothing happens. Source: mallopt(3).
-    """
-    import ctypes
-
-    mmap_max, top_pad, trim_threshold = -4, -2, -1  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)
-        mallopt(top_pad, 64 << 20)
-        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def load_peft(what: str, hint: str) -> ModuleType:
@@ -245,106 +205,6 @@ def version_of(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-# ---------------------------------------------------------------------------------------------- device
-
-
-@dataclass(frozen=True)
-class Device:
-    """The processor that a run would use."""
-
-    kind: Literal["cuda", "mps", "cpu"]
-    name: str
-    memory_bytes: int  # all of it: of the GPU, or of this machine (its container's limit when that is less)
-    has_bf16: bool  # bfloat16 arithmetic in hardware, not emulated
-    capability: tuple[int, int] | None = None  # CUDA compute capability
-    reason: str = ""  # why this one, in words for the user
-
-    @property
-    def memory_gib(self) -> float:
-        """All of its memory in GiB."""
-        return self.memory_bytes / 2**30
-
-
-def describe_device() -> Device:
-    """The processor that training and sampling would use: a CUDA GPU, Apple's, else the CPU.
-
-    Works without torch (then it is the CPU, and `reason` says so). With several CUDA GPUs it is the current one.
-    """
-    try:
-        import torch
-    except ImportError:
-        return describe_cpu("PyTorch is not installed here")
-    if torch.cuda.is_available():
-        index = torch.cuda.current_device()
-        properties = torch.cuda.get_device_properties(index)
-        capability = (properties.major, properties.minor)
-        return Device(
-            kind="cuda",
-            name=properties.name,
-            memory_bytes=properties.total_memory,
-            # Before Ampere (8.0) torch emulates bfloat16: a T4 (7.5) would be slower with it than with fp32.
-            has_bf16=capability >= (8, 0),
-            capability=capability,
-            reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
-        )
-    if torch.backends.mps.is_available():
-        has_bf16, why = torch.backends.mps.is_macos_or_newer(14, 0), "Apple GPU, which shares the machine's memory"
-        return Device("mps", _cpu_name(), host_memory_bytes(), bool(has_bf16), reason=why)
-    reason = "no GPU is attached" if torch.version.cuda else "this PyTorch is built for the CPU alone"
-    return describe_cpu(reason)
-
-
-def describe_cpu(reason: str) -> Device:
-    """Describe the processor itself, whatever GPU is there; `reason` is why it is the one to use."""
-    return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
-
-
-def _cpu_fields() -> dict[str, str]:
-    text = ""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
-def _cpu_name() -> str:
-    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_has_bf16() -> bool:
-    fields = _cpu_fields()
-    # x86 lists "flags", 64-bit ARM "Features"; elsewhere bfloat16 is taken to be emulated.
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def host_memory_bytes() -> int:
-    """The memory of this machine, or of its container when that is less; 0 where the platform does not say."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A container's limit is what kills a run, not the host's memory.
-    return min(installed, find_memory_limit() or installed)
-
-
-def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:
-    """The most memory this process has held, on the host or by torch on the GPU; 0 where the platform does not say."""
-    if kind == "cuda":
-        torch = sys.modules.get("torch")
-        return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: its maximum is inherited from the parent across exec, VmHWM is this process's own.
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # ---------------------------------------------------------------------------------------------- secrets

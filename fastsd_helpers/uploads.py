@@ -1,6 +1,5 @@
 """Send a finished model and its card to the Hugging Face Hub in one commit, and compare what arrived."""
 
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from fastsd_helpers.errors import (
     proxy_problem,
 )
 from fastsd_helpers.registry import models
-from fastsd_helpers.runtime import redact, secret
+from fastsd_helpers.runtime import logger, redact, secret
 
 __all__ = ["UploadResult", "card_for_the_hub", "name_problems", "require_name", "send_model"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _WRITE_HINT = (
     "Make a token with write access at https://huggingface.co/settings/tokens and set it as HF_TOKEN "

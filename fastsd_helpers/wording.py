@@ -7,7 +7,7 @@ below a cell, the log, a view) `for_notebook` puts the form's field or the cell 
 import re
 from collections.abc import Iterable
 
-__all__ = ["count_in_words", "for_notebook", "label_of", "list_some"]
+__all__ = ["count_in_words", "for_notebook", "label_of", "list_some", "natural_order", "size_in_words"]
 
 _TRAINING = "(in the training's form)"
 _PLACE = "'google drive' or 'shared drive' (in the session's form)"
@@ -67,6 +67,19 @@ def count_in_words(count: int) -> str:
     return f"{count / 1e6:,.1f} million" if count >= 100_000 else f"{count / 1e3:.1f} thousand"
 
 
+def size_in_words(count: float) -> str:
+    """A number of bytes in the unit people expect, in powers of 1000 as disks and Drive count.
+
+    Args:
+        count: of bytes.
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
 def list_some(names: Iterable[object], most: int = 3) -> str:
     """The first names of a list, and how many more there are: "a, b, c and 4 more".
 
@@ -76,6 +89,16 @@ def list_some(names: Iterable[object], most: int = 3) -> str:
     """
     shown = [str(name) for name in names]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that puts "dog (2)" before "dog (10)".
+
+    Args:
+        name: of a file or folder.
+    """
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p) for p in parts]
 
 
 def label_of(name: str) -> str:

@@ -115,7 +115,7 @@ def export(folder: Path, file: Path, *, dtype: str, verify: bool) -> int:
     from safetensors import safe_open
 
     from fastsd_helpers import checkpoints
-    from fastsd_helpers.runtime import peak_memory_bytes
+    from fastsd_helpers.device import peak_memory_bytes
 
     import torch  # isort: skip  # counted as the memory that was there before
 

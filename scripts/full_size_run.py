@@ -24,7 +24,7 @@ from pathlib import Path
 import full_size_export
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
-from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.device import describe_device
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "full_size.md"
 SESSION = "full-size"

@@ -22,7 +22,7 @@ from full_size_run import run
 
 from fastsd_helpers.bench.dreambooth_models import make_model
 from fastsd_helpers.demo import SUBJECTS_FOLDER
-from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.device import describe_device
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "full_size_sdxl.md"
 SESSION = "full-size-sdxl"

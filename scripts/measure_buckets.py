@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, load_dataset
 from fastsd_helpers.dreambooth.settings import resolve_settings
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "buckets.md"

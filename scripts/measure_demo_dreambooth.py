@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "demo_dreambooth.md"

@@ -81,7 +81,8 @@ class Pieces:
 
 def machine() -> str:
     """The machine, the versions and the day, in one line."""
-    from fastsd_helpers.runtime import describe_device, versions
+    from fastsd_helpers.device import describe_device
+    from fastsd_helpers.runtime import versions
 
     device = describe_device()
     shown = {name: text for name, text in versions().items() if name in ("python", "torch", "transformers", "openvino")}

@@ -88,7 +88,7 @@ def measure(photos: Path, boxes: dict[str, Box]) -> tuple[dict[Window, Kept], fl
     """Crop every window of every photo; returns what was kept and the median processor seconds of a smart crop."""
     from PIL import Image
 
-    from fastsd_helpers.smart_crop import crop_box
+    from fastsd_helpers.images.smart_crop import crop_box
 
     kept, seconds = {}, []
     for name, box in boxes.items():

@@ -232,14 +232,14 @@ FAULTS = (
     ),
     Fault(
         "Flux: when the VAE fails, its reason is lost and a transformer alone stays",
-        "checkpoints/converter.py",
+        "checkpoints/models/folder_conversion.py",
         "        dst.unlink(missing_ok=True)\n        raise\n",
         "        dst.unlink(missing_ok=True)\n",
         ("test_checkpoints_flux.py::test_of_two_files_neither_stays_when_one_of_them_fails_and_the_reason_is_told",),
     ),
     Fault(
         "Flux: when the VAE fails, the transformer alone stays as if it were done",
-        "checkpoints/converter.py",
+        "checkpoints/models/folder_conversion.py",
         "        dst.unlink(missing_ok=True)\n        raise\n",
         "        raise\n",
         ("test_checkpoints_flux.py::test_of_two_files_neither_stays_when_one_of_them_fails_and_the_reason_is_told",),
@@ -370,7 +370,7 @@ FAULTS = (
     ),
     Fault(
         "what was carried over from a base file is not said",
-        "checkpoints/converter.py",
+        "checkpoints/models/folder_conversion.py",
         'notes.append(f"{len(carried)} tensors',
         'str(f"{len(carried)} tensors',
         ("test_checkpoints_files.py::test_what_folders_lack_is_carried_over_from_a_base_file_and_that_is_said",),

@@ -37,9 +37,11 @@ MARK = "FASTSD_MARK"
 # fmt: off
 MODULES = (
     "sessions/session", "sessions/lock", "sessions/importing", "dreambooth/resume/store",
+    "dreambooth/resume/copy_queue",
     "dreambooth/resume/generation", "dreambooth/training/randomness", "dreambooth/training/loss",
     "dreambooth/training/stages",
-    "checkpoints/converter", "checkpoints/lora_converter", "checkpoints/formats/dtypes",
+    "checkpoints/converter", "checkpoints/models/folder_conversion",
+    "checkpoints/lora_converter", "checkpoints/formats/dtypes",
     "checkpoints/formats/safetensors_file",
     "tunnels/gate/server", "tunnels/gate/entrance", "tunnels/gate/visitor", "tunnels/gate/wire",
     "tunnels/gate/connection", "tunnels/gate/cookie",

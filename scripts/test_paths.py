@@ -26,7 +26,8 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fastsd_helpers.runtime import describe_device, versions  # noqa: E402
+from fastsd_helpers.device import describe_device  # noqa: E402
+from fastsd_helpers.runtime import versions  # noqa: E402
 
 SWITCHES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OPENCV_CPU_DISABLE")
 PATHS = {

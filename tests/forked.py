@@ -13,6 +13,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["READING", "ForkServer", "ForkedProcess"]
+__all__ = ["READING", "START_TOGETHER", "ForkServer", "ForkedProcess", "free_port"]
 
 # What reading lines and teaching a reader import.
 READING = (
@@ -31,7 +32,42 @@ READING = (
     ),
 )
 
+# What `accelerate launch` gives each process it starts; forked here, because importing takes longer than training.
+START_TOGETHER = """
+import os, sys
+count, port, out, *words = sys.argv[1:]
+from fastsd_helpers.cli import main
+from fastsd_helpers.processes import take_place
+started = []
+for rank in range(int(count)):
+    pid = os.fork()
+    if pid == 0:
+        if int(count) > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        if out:
+            os.dup2(os.open(f"{out}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+        take_place()
+        code = 1
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code or 0)
+    started.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+sys.exit(0 if not any(codes) else 9 if -9 in codes else max(codes))
+"""
+
 _TESTS = Path(__file__).resolve().parent
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class ForkedProcess:

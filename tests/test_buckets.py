@@ -12,7 +12,14 @@ from installed import require_installed
 from PIL import Image
 
 from fastsd_helpers.dreambooth import DreamBoothConfig
-from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines, bucket_sizes, choose_size, sort_into_buckets
+from fastsd_helpers.dreambooth.dataset.buckets import (
+    bucket_lines,
+    bucket_sizes,
+    choose_size,
+    class_lines,
+    sort_into_buckets,
+    sort_sizes,
+)
 from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage, load_dataset
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 from fastsd_helpers.dreambooth.families import Framing, cover
@@ -144,6 +151,39 @@ def test_which_image_goes_where_and_what_is_cut_off_is_said(tmp_path):
     assert lines[-1].startswith("Fewer images than the batch size of 2 are in 64 x 192:")
 
 
+def test_of_class_images_the_sizes_and_the_largest_cut_are_said():
+    sizes = [("", size, (0.5, 0.5)) for size in ((96, 96), (150, 96), (128, 128), (60, 180))]
+    assert class_lines(sort_sizes(sizes, (128,), 64)) == [
+        "64 x 192 px, 1 class image.",
+        "128 x 128 px, 3 class images (cut off: at most 36%).",
+    ]
+    assert class_lines(sort_sizes(sizes[:1], (128,), 64)) == []
+
+
+def test_a_dry_run_tells_of_a_folder_of_class_images_before_any_is_copied(tmp_path, small_base, shapes_session):
+    from dreambooth_runs import config_for
+
+    from fastsd_helpers.dreambooth.running import engine
+
+    folder = tmp_path / "class"
+    for number, size in enumerate([(300, 100), (100, 300)]):
+        write_noise(folder / f"{number}.png", *size, seed=number + 1)
+    turned = Image.open(folder / "0.png")
+    turned.getexif()[0x0112] = 6  # a phone held upright
+    turned.save(folder / "2.jpg", exif=turned.getexif())
+
+    def notes(**values):
+        asked = config_for(small_base, text_encoder_steps=0, resolution=128, class_prompt="a dog", **values)
+        return engine.plan(asked, shapes_session).notes
+
+    said = notes(class_folder=str(folder))
+    assert f"class images: your own, 3 in {folder}" in said
+    assert "64 x 192 px, 2 class images." in said
+    assert "192 x 64 px, 1 class image." in said
+    assert not shapes_session.class_images.exists() or not any(shapes_session.class_images.iterdir())
+    assert sum("class image" in line for line in notes(class_images=5)) == 2, "a group of four, and one of the next"
+
+
 def test_of_squares_nothing_is_said(tmp_path):
     images = [image_of(tmp_path / f"{side}.png", side, side) for side in (64, 128, 200)]
     buckets = sort_into_buckets(images, (128,), 64)
@@ -262,11 +302,11 @@ def open_studio(base: Path, session: Session, **values: Any) -> Any:
     """A context whose caches are filled with the session's images."""
     from dreambooth_runs import config_for
 
+    from fastsd_helpers.device import Device
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
     from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
-    from fastsd_helpers.runtime import Device
 
     model = BaseModel.fetch(str(base))
     device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)

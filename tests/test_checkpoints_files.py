@@ -26,7 +26,6 @@ from fakes import broken_reads
 from table_models import folder, original, read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import converter
 from fastsd_helpers.checkpoints.formats import dtypes
 from fastsd_helpers.checkpoints.formats.dtypes import cast, cast_dtype, count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.formats.half_floats import half_floats
@@ -35,6 +34,7 @@ from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetens
 from fastsd_helpers.checkpoints.formats.sources import BytesSource, read_whole
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
+from fastsd_helpers.checkpoints.models import folder_conversion
 from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.checkpoints.models.single_file import averaged_names
 from fastsd_helpers.checkpoints.names.families import find_family
@@ -630,13 +630,13 @@ def test_a_read_only_disk_is_named(sd15, place, monkeypatch):
 
 def test_a_file_that_shrinks_while_it_is_read_leaves_nothing_behind(place, monkeypatch):
     source = write(place / "in.safetensors", original("sd15"))
-    real = converter.write_recipes
+    real = folder_conversion.write_recipes
 
     def cut_then_write(*args, **kwargs):
         os.truncate(source, source.stat().st_size // 2)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(converter, "write_recipes", cut_then_write)
+    monkeypatch.setattr(folder_conversion, "write_recipes", cut_then_write)
     with pytest.raises(CheckpointError, match="it ends inside the tensor"):
         checkpoints.convert(source, place / "out.safetensors")
     assert [path.name for path in place.iterdir()] == ["in.safetensors"]
@@ -692,7 +692,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_ends_with_130(name, sd15, place
 
 
 def test_a_changed_byte_on_the_disk_is_found_by_verify(sd15, place, monkeypatch):
-    real = converter.write_recipes
+    real = folder_conversion.write_recipes
 
     def write_then_rot(dst, *args, **kwargs):
         result = real(dst, *args, **kwargs)
@@ -703,7 +703,7 @@ def test_a_changed_byte_on_the_disk_is_found_by_verify(sd15, place, monkeypatch)
             file.write(bytes([byte ^ 1]))
         return result
 
-    monkeypatch.setattr(converter, "write_recipes", write_then_rot)
+    monkeypatch.setattr(folder_conversion, "write_recipes", write_then_rot)
     with pytest.raises(VerificationFailed, match="differs from the source's"):
         checkpoints.convert(sd15, place / "a.safetensors", verify=True)
 

@@ -26,9 +26,9 @@ from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.options import options_of
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import size_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 FASTSD = [sys.executable, "-c", "import sys; from fastsd_helpers.cli import main; sys.exit(main())"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_helpers.container import count_memory_kills, find_memory_left, find_memory_limit
+from fastsd_helpers.device import count_memory_kills, find_memory_left, find_memory_limit
 from fastsd_helpers.webui import find_places, find_ui
 from fastsd_helpers.webui.running.circumstances import Circumstances, find_store_trouble, look_around
 from fastsd_helpers.webui.running.crash import explain_crash, explain_refusal
@@ -304,11 +304,11 @@ def test_programs_ended_for_lack_of_memory_are_counted_and_what_is_left(tmp_path
 
 
 def test_the_flags_follow_the_limit_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers import runtime
+    from fastsd_helpers import device
     from fastsd_helpers.webui.flags import describe_machine
 
-    monkeypatch.setattr(runtime, "find_memory_limit", lambda: 3 * GIB)
-    assert describe_machine(runtime.Device("cuda", "T4", 15 * GIB, False, (7, 5))).host_gib == pytest.approx(3)
+    monkeypatch.setattr(device, "find_memory_limit", lambda: 3 * GIB)
+    assert describe_machine(device.Device("cuda", "T4", 15 * GIB, False, (7, 5))).host_gib == pytest.approx(3)
 
 
 def test_the_machine_is_looked_at_when_it_has_ended(tmp_path: Path) -> None:

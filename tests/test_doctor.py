@@ -9,9 +9,9 @@ import pytest
 
 from fastsd_helpers import doctor
 from fastsd_helpers.cli.answers import plain
+from fastsd_helpers.device import Device
 from fastsd_helpers.doctor import LOOKS, Finding, examine
 from fastsd_helpers.errors import DriveError
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.wheels.known_bad import known_bad
 
 CPU = Device("cpu", "Test CPU", 8 * 2**30, False, reason="no GPU is attached")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
+from fastsd_helpers.device import Device
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_steps
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings, settings_for_more
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import to_values
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import Device
 
 CPU = Device(kind="cpu", name="a processor", memory_bytes=8 * 2**30, has_bf16=False)
 SD15 = find_model("sd15")

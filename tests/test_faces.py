@@ -11,7 +11,7 @@ from PIL import Image
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.images import faces
 from fastsd_helpers.images.faces import find_faces
-from fastsd_helpers.smart_crop import crop_box
+from fastsd_helpers.images.smart_crop import crop_box
 
 # Eileen Collins, NASA, in the public domain; the face is at (92, 43) to (179, 156), by eye.
 ASTRONAUT = Path(__file__).parent / "data" / "faces" / "astronaut.jpg"

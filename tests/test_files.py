@@ -256,14 +256,6 @@ def test_room_is_looked_for_before_anything_is_written(tmp_path, monkeypatch, ne
     assert caught.value.hint == "Another place."
 
 
-@pytest.mark.parametrize("size", [0, 5, 8 * 2**20, 8 * 2**20 + 5])
-def test_hashes_from_several_places_are_those_of_the_slices(tmp_path, size):
-    data = os.urandom(size)
-    (tmp_path / "a").write_bytes(data)
-    starts = (0, min(5, size))
-    assert files.hashes_from(tmp_path / "a", starts) == [sha256(data[start:]) for start in starts]
-
-
 def test_a_remembered_hash_is_read_again_when_the_file_changes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one")
@@ -273,8 +265,3 @@ def test_a_remembered_hash_is_read_again_when_the_file_changes(tmp_path):
     path.write_bytes(b"same")
     os.utime(path, ns=(1, 1))
     assert files.remembered_sha256(path) == sha256(b"same")
-
-
-def test_numbers_in_names_count_as_people_count():
-    names = ["dog (10)", "Dog (2)", "dog", "2", "10", "dog (2) b"]
-    assert sorted(names, key=files.natural_order) == ["2", "10", "dog", "Dog (2)", "dog (2) b", "dog (10)"]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pytest
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.doctor import Diagnosis, Finding
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
@@ -24,7 +25,6 @@ from fastsd_helpers.forms.widgets import model_choice
 from fastsd_helpers.forms.widgets.style import read_style
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wheels import Change, InstallReport
 
@@ -188,9 +188,21 @@ def test_the_help_is_shown_with_limits_and_as_text_not_as_markup() -> None:
     assert "&lt;b&gt;ladder&lt;/b&gt;" in shown
 
 
+def test_a_choice_that_follows_the_model_says_so_until_something_is_chosen() -> None:
+    form = show_form(DreamBoothConfig)
+    row = form._fields["method"].row
+    widget(form, "base_model").value = "illustrious-xl"
+    assert form.config().method == "full", "what the model brings is filled in later"
+    assert "illustrious-xl: lora" in text_of(row)
+    assert "illustrious-xl: constant_with_warmup" in text_of(form._fields["lr_scheduler"].row)
+    widget(form, "method").value = "lora"
+    assert "illustrious-xl: lora" not in text_of(row)
+
+
 def test_a_field_left_alone_says_what_the_model_brings() -> None:
     form = show_form(PaintConfig)
     assert widget(form, "unet_steps").placeholder == "automatic"
+    assert widget(form, "sheen").options[0] == widget(form, "primer").options[0] == ("automatic", None)
     widget(form, "base_model").value = "demo"
     from fastsd_helpers.registry import find_model
 

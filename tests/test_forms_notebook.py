@@ -280,6 +280,16 @@ def test_a_dragged_box_is_used_when_the_pictures_are_prepared_again(prepared: Se
         assert made.tobytes() == expected.tobytes()
 
 
+def test_of_whole_photos_the_crop_editor_says_why_there_is_nothing_to_correct(prepared: Session) -> None:
+    form = forms.show_photos_form(prepared)
+    form.update(crop="none")
+    prepare_pictures(form.config(), prepared)
+    editor = forms.edit_crops(prepared)
+    assert "no crop to correct" in editor._message.value
+    assert "✗" not in editor._message.value
+    assert editor._controls.layout.display == "none"
+
+
 def test_sliders_do_the_same_and_never_leave_the_photo(prepared: Session) -> None:
     editor = forms.edit_crops(prepared)
     name = editor._choice.value

@@ -431,7 +431,7 @@ def test_a_program_that_runs_is_not_deleted(webui: NotebookUI, monkeypatch: pyte
 
 def test_colabs_own_link_shows_the_web_uis_own_login(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate is in front of that link, so the page asks for what the web UI itself wants.
-    module = sys.modules["fastsd_helpers.webui.running.launching"]
+    module = sys.modules["fastsd_helpers.webui.running.sharing"]
     link = type("Link", (), {"kind": "colab", "login": None})()
     monkeypatch.setattr(module, "open_tunnel", lambda port, **more: link)
     running = FakeUI(webui)

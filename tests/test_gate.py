@@ -520,7 +520,7 @@ def test_bodies_whose_length_nobody_knows_arrive_whole() -> None:
 
 @pytest.mark.slow
 def test_an_upload_of_a_gigabyte_is_held_nowhere(gate: Gate) -> None:
-    from fastsd_helpers.runtime import peak_memory_bytes
+    from fastsd_helpers.device import peak_memory_bytes
 
     before = peak_memory_bytes()
     assert _upload(gate.port, 10**9) == {"bytes": 10**9, "sha256": _hash_of(10**9)}

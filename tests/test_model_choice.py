@@ -2,8 +2,8 @@
 
 import pytest
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.registry import find_model, models
-from fastsd_helpers.runtime import Device
 
 pytest.importorskip("ipywidgets")
 

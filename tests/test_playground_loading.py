@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.playground import Artist, loading
 from fastsd_helpers.playground.habits import habits_of
 from fastsd_helpers.playground.steering import load_controlnet
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import Device
 
 GB = 10**9
 

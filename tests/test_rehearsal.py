@@ -28,7 +28,7 @@ class Shapes(TrainingContext):
         settings |= {"lora_targets": "attention"}
         self.family = family_named("sd15")
         self.config = DreamBoothConfig(**{**settings, "lora_alpha": 16.0, **values})
-        self.device, self.dtype, self._full_size = torch.device(kind), dtype, full_size
+        self.device, self.dtype, self._full_size, self.parts = torch.device(kind), dtype, full_size, 1
 
     def _builder_of(self, part: str):
         from tiny_models import FULL, SMALL, build_parts

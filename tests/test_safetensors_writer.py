@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numpy")
 import numpy as np
 
+from fastsd_helpers.checkpoints.formats import safetensors_writer
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.formats.sources import BytesSource, Source, open_file, read_whole
@@ -91,6 +92,24 @@ def test_what_is_looked_at_is_read(
     write_safetensors(tmp_path / "a.safetensors", recipes_of(source), metadata={}, hashes=False, **settings)
     check(tmp_path / "a.safetensors", values)
     assert counted["copied"] == 0
+
+
+def test_a_disk_that_returns_other_bytes_than_were_written_is_noticed(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(descriptor: int) -> None:  # what the memory still holds is forgotten, and the disk has something else
+        with open(f"/proc/self/fd/{descriptor}", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([255 - content[-1]]))
+
+    path = tmp_path / "a.safetensors"
+    sha256, _size = write_safetensors(path, recipes_of(source), metadata={})
+    content = path.read_bytes()
+    assert sha256 == hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(safetensors_writer, "forget_cached", spoil)
+    with pytest.raises(VerificationFailed, match="returned different bytes than were written"):
+        write_safetensors(tmp_path / "b.safetensors", recipes_of(source), metadata={})
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_another_format_is_read(

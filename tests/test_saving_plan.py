@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastsd_helpers.dreambooth.running.forecast  # noqa: F401 - the package's own name `plan` is a function
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.running import saving_outlook as outlook
 from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
@@ -17,7 +18,6 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_setting
 from fastsd_helpers.errors import DiskFull
 from fastsd_helpers.options import to_values
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 planning = sys.modules["fastsd_helpers.dreambooth.running.forecast"]

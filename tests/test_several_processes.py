@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import pytest
 from dreambooth_runs import build_base, config_for, learned, make_session, same
-from forked import ForkServer
+from forked import START_TOGETHER, ForkServer, free_port
 
+from fastsd_helpers import launching
 from fastsd_helpers.dreambooth import train
-from fastsd_helpers.dreambooth.running import launching, processes
+from fastsd_helpers.dreambooth.running import processes
 from fastsd_helpers.dreambooth.running.processes import choose_processes
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import SettingsError, TrainingFailed
@@ -27,35 +27,10 @@ _IMPORTED = (
     *("transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"),
     *("diffusers", "fastsd_helpers.cli", "fastsd_helpers.dreambooth", "torch.utils.tensorboard", "dreambooth_runs"),
 )
-# What `accelerate launch` gives each process it starts; forked here, because importing takes longer than training.
-_START_TOGETHER = """
-import os, sys, types
-count, port, out, *words = sys.argv[1:]
-from dreambooth_runs import draw_quickly
-from fastsd_helpers.cli import main
-from fastsd_helpers.processes import take_place
-draw_quickly(types.SimpleNamespace(setattr=setattr))
-started = []
-for rank in range(int(count)):
-    pid = os.fork()
-    if pid == 0:
-        if int(count) > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        if out:
-            os.dup2(os.open(f"{out}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-        take_place()
-        code = 1
-        try:
-            code = main(words)
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os._exit(code or 0)
-    started.append(pid)
-codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
-sys.exit(0 if not any(codes) else 9 if -9 in codes else max(codes))
-"""
+_START_TOGETHER = (
+    "import types; from dreambooth_runs import draw_quickly; draw_quickly(types.SimpleNamespace(setattr=setattr))"
+    + START_TOGETHER
+)
 _QUICK = (
     "sample_every=0",
     "save_every=2",
@@ -80,12 +55,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_base(folder / "base")
     make_session(folder, photos=3, held_out=1)
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Runner:
@@ -115,7 +84,7 @@ class Runner:
                 "-c",
                 _START_TOGETHER,
                 str(count),
-                str(_free_port()),
+                str(free_port()),
                 str(out),
                 *command,
                 f"--base-model={self._ground / 'base'}",
@@ -158,8 +127,8 @@ def test_three_processes_make_a_lora_and_class_images_as_one_makes_them(runner: 
 def test_a_run_of_two_of_which_one_was_killed_is_resumed_by_one(runner: Runner) -> None:
     code, answer, said = runner.train("killed", "save_every=1", count=2, fault="step.unet@1:2")
     assert code == 9, said
-    assert answer["error"].startswith("Another process of this training has ended"), said
-    assert "train again with the same session" in answer["hint"]
+    assert answer["error"].startswith("Another process of this run has ended"), said
+    assert "run it again to resume" in answer["hint"]
     code, answer, said = runner.train("killed", "save_every=1")
     assert code == 0, said
     assert answer["first_step"] >= 3
@@ -261,13 +230,13 @@ def test_a_killed_process_of_two_is_named_in_a_sentence_and_nothing_is_left_runn
 ) -> None:
     def forked(count: int, words: list[str]) -> list[str]:
         # The same processes without the launcher's own imports.
-        return [sys.executable, "-c", _START_TOGETHER, str(count), str(_free_port()), "", *words, "--json"]
+        return [sys.executable, "-c", _START_TOGETHER, str(count), str(free_port()), "", *words, "--json"]
 
     monkeypatch.setattr(launching, "launch_command", forked)
     with pytest.raises(TrainingFailed) as caught:
         _here(runner, "watched", ground, monkeypatch, fault="step.unet@1:2")
     assert caught.value.problem.startswith("Process 2 of 2 of this training was killed from outside")
-    assert "train again with the same session" in caught.value.hint
+    assert "run it again to resume" in caught.value.hint
     session = runner.session("watched")
     assert session.record["progress"]["step"] >= 1
     assert local_holder(session.folder) is None

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.images import faces as faces_module
-from fastsd_helpers.smart_crop import CropBox, crop_box, find_saliency, square_box
+from fastsd_helpers.images.smart_crop import CropBox, crop_box, find_saliency, square_box
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"

@@ -72,7 +72,7 @@ def test_a_step_is_that_of_the_mean_loss_with_its_gradient_cut(small_base, tmp_p
     job = open_stage(stage, context, None)
     before = [parameter.detach().clone() for parameter in job.parameters]
     loss, gradients, _norm = plain_step(job, 4, 1e-3)
-    group = job.optimizer.param_groups[0]
+    group = job.stepper.optimizer.param_groups[0]
     beta1, beta2, eps, decay = *group["betas"], group["eps"], group["weight_decay"]
     found = job.take_step(4, 1e-3)
     assert found == pytest.approx(loss, rel=1e-4)
@@ -87,7 +87,7 @@ def test_a_step_is_that_of_the_mean_loss_with_its_gradient_cut(small_base, tmp_p
         assert torch.allclose(parameter.detach()[sure], expected[sure], atol=2e-5)
         moved += int(sure.sum())
     assert moved > 50
-    assert {name: group["lr"] for name, group in enumerate(job.optimizer.param_groups)} == {0: 1e-3}
+    assert {name: group["lr"] for name, group in enumerate(job.stepper.optimizer.param_groups)} == {0: 1e-3}
 
 
 def test_a_large_gradient_is_cut_before_the_optimizer_sees_it(small_base, tmp_path):
@@ -99,7 +99,7 @@ def test_a_large_gradient_is_cut_before_the_optimizer_sees_it(small_base, tmp_pa
         held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         seen.append(torch.sqrt(sum((gradient**2).sum() for gradient in held)).item())
 
-    job.optimizer.register_step_pre_hook(look)
+    job.stepper.optimizer.register_step_pre_hook(look)
     _loss, _gradients, norm = plain_step(job, 0, 1e-3)
     assert norm > 1.5, "choose another weight: nothing is cut"
     job.take_step(0, 1e-3)

@@ -11,6 +11,7 @@ import numpy as np  # noqa: E402
 from dreambooth_runs import config_for  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from fastsd_helpers.device import Device  # noqa: E402
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, PreparedImage  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot  # noqa: E402
 from fastsd_helpers.dreambooth.settings import resolve_settings  # noqa: E402
@@ -20,7 +21,6 @@ from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import CheckpointError  # noqa: E402
-from fastsd_helpers.runtime import Device  # noqa: E402
 
 require_installed("diffusers")
 

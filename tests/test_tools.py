@@ -89,6 +89,8 @@ def test_the_dry_run_takes_what_the_form_shows_when_it_is_pressed(
     seen: list[Any] = []
 
     class Plan:
+        notes = ("from the model: method lora",)
+
         def lines(self) -> list[str]:
             return ["2 steps, 3 minutes"]
 
@@ -97,6 +99,7 @@ def test_the_dry_run_takes_what_the_form_shows_when_it_is_pressed(
     view = show_dry_run(settings, session)
     settings.update(unet_steps=7)
     said = press(view)
+    assert "from the model: method lora" in said, "what was chosen, and why"
     assert "2 steps, 3 minutes" in said
     assert "Nothing was trained." in said
     assert seen[0][0].unet_steps == 7

@@ -19,8 +19,8 @@ from installed import require_installed
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.errors import DatasetError, DiskFull, Interrupted, SettingsError, TrainingFailed
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
 from fastsd_helpers.trocr.model.vocabulary import comes_back, measure_coverage, prepare_vocabulary
@@ -34,7 +34,8 @@ from fastsd_helpers.trocr.teaching.finetuning import (
     choose_schedule,
     finetune,
 )
-from fastsd_helpers.trocr.teaching.trainer import TrainingLines, _choose_precision, label_ids
+from fastsd_helpers.trocr.teaching.trainer import _choose_precision
+from fastsd_helpers.trocr.teaching.training_lines import TrainingLines, drop_unfitting, label_ids
 
 require_installed("accelerate")
 
@@ -378,15 +379,15 @@ def test_lines_a_model_cannot_write_are_left_out_by_name_and_never_cut(data, bas
     checkpoint = Reader(base, precision="fp32").checkpoint
     texts = ["short", "x" * 200, "fine"]
     lines = LineSet([LabelledLine(f"line {n}", draw("1"), text, "g") for n, text in enumerate(texts)])
-    kept = finetuning._drop_unfitting(lines, checkpoint.tokenizer, 20, FineTuneConfig())
+    kept = drop_unfitting(lines, checkpoint.tokenizer, 20, FineTuneConfig())
     assert [line.text for line in kept.lines] == ["short", "fine"]
     assert "line 1 is left out: its text takes" in caplog.text
     assert "1 of 3 lines are too long" in caplog.text
     with pytest.raises(DatasetError, match="None of the 1 lines can be learned: 1 are too long"):
-        finetuning._drop_unfitting(LineSet(lines.lines[1:2]), checkpoint.tokenizer, 20, FineTuneConfig())
+        drop_unfitting(LineSet(lines.lines[1:2]), checkpoint.tokenizer, 20, FineTuneConfig())
     tokenizer, _added = prepare_vocabulary(checkpoint.model, checkpoint.tokenizer, ["abc"], "replace")
     other = LineSet([LabelledLine("a", None, "cab", "g"), LabelledLine("b", None, "dog", "g")])
-    kept = finetuning._drop_unfitting(other, tokenizer, 20, FineTuneConfig(vocabulary="replace"))
+    kept = drop_unfitting(other, tokenizer, 20, FineTuneConfig(vocabulary="replace"))
     assert [line.text for line in kept.lines] == ["cab"]
     assert "b is left out: its text has characters that this vocabulary gives back as others: 'dog'" in caplog.text
 

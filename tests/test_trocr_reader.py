@@ -8,8 +8,8 @@ import pytest
 from closeness import Written, assert_close_to, assert_same_lines, written
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
+from fastsd_helpers.device import Device, describe_cpu
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
-from fastsd_helpers.runtime import Device, describe_cpu
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.model import checkpoint
 from fastsd_helpers.trocr.model.search import Found, find_loop, unlooped

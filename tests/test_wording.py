@@ -14,7 +14,7 @@ import pytest
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.runtime import start_log
-from fastsd_helpers.wording import count_in_words, for_notebook
+from fastsd_helpers.wording import count_in_words, for_notebook, natural_order
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
 # Said on the command line alone, or read by programs: lists of flags, patterns, model cards, the guards' own process.
@@ -153,3 +153,8 @@ def test_a_count_of_a_small_file_is_not_zero_millions() -> None:
     counts = {0: "0", 640: "640", 1_000: "1.0 thousand", 49_152: "49.2 thousand", 99_949: "99.9 thousand"}
     counts |= {100_000: "0.1 million", 859_520_964: "859.5 million", 11_901_408_320: "11,901.4 million"}
     assert {count: count_in_words(count) for count in counts} == counts
+
+
+def test_numbers_in_names_count_as_people_count():
+    names = ["dog (10)", "Dog (2)", "dog", "2", "10", "dog (2) b"]
+    assert sorted(names, key=natural_order) == ["2", "10", "dog", "Dog (2)", "dog (2) b", "dog (10)"]

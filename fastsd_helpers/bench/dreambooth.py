@@ -22,8 +22,9 @@ from fastsd_helpers.bench import Report
 from fastsd_helpers.bench.clock import Clock
 from fastsd_helpers.bench.dreambooth_models import make_model
 from fastsd_helpers.bench.dreambooth_settings import Settings
+from fastsd_helpers.device import describe_device, peak_memory_bytes
 from fastsd_helpers.errors import TrainingFailed
-from fastsd_helpers.runtime import describe_device, make_cpu_sums_repeatable, peak_memory_bytes, versions
+from fastsd_helpers.runtime import make_cpu_sums_repeatable, versions
 
 __all__ = ["Settings", "loops_of", "make_pictures", "measure"]
 

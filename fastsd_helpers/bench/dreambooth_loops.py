@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.images.files import read_rgb
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device
 
 if TYPE_CHECKING:
     import torch
@@ -61,13 +61,14 @@ def open_ours(settings: "Settings", model: Path, pictures: list[Path], clock: "C
     context.fill_caches(Dataset(tuple(PreparedImage(path, "", PROMPT) for path in pictures), ()))
     job = open_stage("unet", context, None)
     caches = clock.now() - began
-    plain_step = job.optimizer.step
+    optimizer = job.stepper.optimizer
+    plain_step = optimizer.step
 
     def timed_step(*args: Any, **options: Any) -> Any:
         with clock.part("optimizer"):
             return plain_step(*args, **options)
 
-    job.optimizer.step = timed_step
+    optimizer.step = timed_step
     return lambda index: job.take_step(index, LR), caches
 
 

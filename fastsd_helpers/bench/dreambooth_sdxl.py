@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.bench.dreambooth_loops import LR, PROMPT, RANK, Step, pixels_of
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device, load_peft
+from fastsd_helpers.runtime import load_peft
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ def open_plain(
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
     half = dtype is not torch.float32
     prompt, pooled = _encode_prompt(model, device, dtype)
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype).to(device)
+    # The script has the VAE in fp32 whatever the precision (in fp16 SDXL's overflows), and casts what comes out of it.
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True).to(device, torch.float32)
     vae.requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True)
     unet.requires_grad_(False).to(device, dtype).train()
@@ -57,7 +59,7 @@ def open_plain(
     if keep_latents:
         # Every step takes a run of images; as many steps as images name every run once.
         with torch.no_grad():
-            kept = [vae.encode(_pixels(pictures, settings, index, device, dtype)) for index in range(len(pictures))]
+            kept = [vae.encode(_pixels(pictures, settings, index, device)) for index in range(len(pictures))]
     caches = clock.now() - began if keep_latents else 0.0
 
     def step(index: int) -> None:
@@ -65,8 +67,8 @@ def open_plain(
             if kept:
                 latents = kept[index % len(kept)].latent_dist.sample()
             else:
-                latents = vae.encode(_pixels(pictures, settings, index, device, dtype)).latent_dist.sample()
-            latents = latents * vae.config.scaling_factor
+                latents = vae.encode(_pixels(pictures, settings, index, device)).latent_dist.sample()
+            latents = (latents * vae.config.scaling_factor).to(dtype)
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, schedule.config.num_train_timesteps, (rows,), device=device)
         with torch.autocast(device.type, dtype) if half else contextlib.nullcontext():
@@ -85,8 +87,8 @@ def open_plain(
     return step, caches
 
 
-def _pixels(pictures: list[Path], settings: "Settings", index: int, device: Any, dtype: Any) -> "torch.Tensor":
-    return pixels_of(pictures, settings, index).to(device, dtype)
+def _pixels(pictures: list[Path], settings: "Settings", index: int, device: Any) -> "torch.Tensor":
+    return pixels_of(pictures, settings, index).to(device)
 
 
 def _encode_prompt(model: Path, device: Any, dtype: Any) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
+from fastsd_helpers.device import describe_device, peak_memory_bytes
 from fastsd_helpers.files import bytes_in
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import check, option, options_of
-from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
+from fastsd_helpers.runtime import versions
 
 __all__ = ["GEOMETRY", "INT8", "Settings", "measure", "write_random_reader"]
 

@@ -16,9 +16,10 @@ from typing import Any
 from unittest import mock
 
 from fastsd_helpers.bench import Report
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option, options_of
-from fastsd_helpers.runtime import describe_device, versions
+from fastsd_helpers.runtime import versions
 
 __all__ = ["Settings", "draw_pages", "measure"]
 

@@ -1,16 +1,14 @@
 """Say what a model file is without loading it: family, dtypes, prediction type, hashes, problems, advice."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.formats.dtypes import count_not_finite, is_small_float
+from fastsd_helpers.checkpoints.formats.dtypes import count_not_finite
 from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
-from fastsd_helpers.checkpoints.formats.packed import refuse_packed, refuse_packed_config
 from fastsd_helpers.checkpoints.formats.prediction import (
     Prediction,
     prediction_of_file,
@@ -26,13 +24,21 @@ from fastsd_helpers.checkpoints.models.detect import Kind, detect
 from fastsd_helpers.checkpoints.models.folder_copy import walk_folders
 from fastsd_helpers.checkpoints.models.folder_settings import settings_of_file, vae_family
 from fastsd_helpers.checkpoints.models.leftovers import tidy
+from fastsd_helpers.checkpoints.models.problems import (
+    TWO_NAMES,
+    Layout,
+    Problem,
+    against_layout,
+    general_problems,
+    missing_problems,
+    packed_folder,
+    packed_problem,
+    problem_of,
+)
 from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, find_family
 from fastsd_helpers.checkpoints.names.layout import (
     PART_WORDS,
     Family,
-    expected_shapes,
-    match_original,
-    measure_original,
 )
 from fastsd_helpers.errors import CheckpointError, FastSDError
 from fastsd_helpers.files import sha256_of
@@ -42,10 +48,6 @@ from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
-
-_TWO_NAMES = "no web UI reads both; which one is used is undefined"
-
-_MOST_SHAPES = 8  # that differ and are named: with others than the first, the file is of another model
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,6 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong or worth knowing: the fact, and what each web UI does about it."""
-
-    what: str
-    effect: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,19 +142,19 @@ def _look(
     try:
         tidied = tidy(source)
     except CheckpointError as err:
-        problems = [_problem_of(err, _TWO_NAMES)]
+        problems = [problem_of(err, TWO_NAMES)]
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
-    layout = _against_layout(family, tidied) if family else _Layout()
-    packed = _packed_problem(source)
+    layout = against_layout(family, tidied) if family else Layout()
+    packed = packed_problem(source)
     # Codes have shapes of their own, and scales beside them: what they are is the one thing to say.
-    problems += layout.problems if packed is None else [packed, *_missing_problems(list(layout.missing))]
+    problems += layout.problems if packed is None else [packed, *missing_problems(layout.missing)]
     not_finite = _scan(source, progress) if scan else None
-    problems += _general_problems(family, source, not_finite)
+    problems += general_problems(family, source, not_finite)
     prediction = None
     try:
         prediction = prediction_of_file(path, kind.family or "", tidied) if family else None
     except CheckpointError as err:
-        problems.append(_problem_of(err, "what the model predicts is unknown"))
+        problems.append(problem_of(err, "what the model predicts is unknown"))
     # Nearly every SDXL file says nothing and predicts noise; of SD 2.x as many predict velocity.
     if family is not None and family.key == "sd21" and prediction is not None and prediction.kind is None:
         problems.append(
@@ -196,130 +190,6 @@ def _look(
         problems=tuple(problems),
         advice=(*getattr(tidied, "notes", ()), *_advice(path, kind, family, tidied, layout.missing, prediction)),
     )
-
-
-def _problem_of(err: FastSDError, effect: str) -> Problem:
-    return Problem(err.problem.rstrip("."), effect)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What a file is against its family's layout; `parts` as in `Inspection`."""
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    parts: dict[str, int] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-
-
-def _against_layout(family: Family, source: Source) -> _Layout:
-    plain = [name for name in source.tensors if not name.startswith("model_ema.")]
-    try:
-        found, unexpected = match_original(family, plain)
-    except CheckpointError as err:
-        return _Layout(problems=(_problem_of(err, _TWO_NAMES),))
-    facts = {name: source.tensors[theirs] for name, theirs in found.items()}
-    shapes = {name: fact.shape for name, fact in facts.items()}
-    problems = []
-    try:
-        wanted = expected_shapes(family, measure_original(family, shapes))
-        missing = sorted(wanted.keys() - shapes.keys())
-        others = [name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name]]
-        for name in others[:_MOST_SHAPES]:
-            left = len(others) - _MOST_SHAPES if name == others[:_MOST_SHAPES][-1] else 0
-            more = f", and {left} more differ" if left > 0 else ""
-            fact = f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}{more}"
-            problems.append(Problem(fact, "loading stops with a size mismatch in every web UI"))
-    except CheckpointError as err:
-        missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
-        problems.append(_problem_of(err, "the file is incomplete"))
-    problems += _missing_problems(missing)
-    if unexpected:
-        problems.append(
-            Problem(
-                f"{len(unexpected)} tensors are not of this layout, such as {unexpected[0]!r}",
-                "ComfyUI and Forge ignore them; AUTOMATIC1111 refuses extra U-Net tensors in SD 2.x files",
-            )
-        )
-    respelled = sum(name != theirs for name, theirs in found.items())
-    if respelled and family.key.startswith(("sd15", "sdxl")):
-        effect = (
-            "no web UI renames them: the first text encoder keeps random weights"
-            if family.key.startswith("sdxl")
-            else "web UIs rename them; diffusers' own loader stops at them"
-        )
-        problems.append(Problem(f"{respelled} text encoder tensors lack 'text_model.' in their names", effect))
-    sizes: Counter[str] = Counter()
-    for name in facts:
-        sizes[PART_WORDS[family.to_diffusers[name].part]] += facts[name].bytes
-    return _Layout(tuple(missing), tuple(unexpected), dict(sizes), tuple(problems))
-
-
-def _missing_problems(missing: list[str]) -> list[Problem]:
-    groups: dict[str, list[str]] = {}
-    for name in missing:
-        groups.setdefault(_part_of(name), []).append(name)
-    effects = {
-        "U-Net": "the model cannot be loaded",
-        "VAE": "web UIs use another VAE if one is chosen, otherwise images are noise",
-        "text encoder": "the text encoder has random weights: images do not follow the prompt",
-    }
-    return [
-        Problem(
-            f"{len(names)} {part} tensors are missing, such as {names[0]!r}",
-            effects.get(part, "the file is incomplete"),
-        )
-        for part, names in groups.items()
-    ]
-
-
-def _part_of(name: str) -> str:
-    if re.match(r"(cond_stage_model|conditioner|text_encoders|text_model)\.", name):
-        return "text encoder"
-    return "VAE" if re.match(r"(first_stage_model|vae|encoder|decoder|quant|post_quant)", name) else "U-Net"
-
-
-def _packed_problem(source: Source) -> Problem | None:
-    try:
-        refuse_packed("It", source.tensors)
-    except CheckpointError as err:
-        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
-        return _problem_of(err, effect)
-    return None
-
-
-def _general_problems(family: Family | None, source: Source, not_finite: Mapping[str, int] | None) -> Iterator[Problem]:
-    halves = [
-        name for name, fact in source.tensors.items() if name.endswith("position_ids") and fact.dtype[0] not in "IU"
-    ]
-    if halves:
-        yield Problem(
-            f"{halves[0]} is stored as floats, not integers",
-            "AUTOMATIC1111 uses wrong token positions where the numbers were rounded; the others recompute it",
-        )
-    schedule = source.tensors.get("alphas_cumprod")
-    if family is not None and schedule is not None and schedule.dtype != "F32":
-        yield Problem(
-            "the noise schedule (alphas_cumprod) is stored rounded",
-            "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
-        )
-    second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
-    if any(second.fullmatch(name) for name in source.tensors):
-        yield Problem(
-            "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
-            "ComfyUI and Forge take it untransposed, AUTOMATIC1111 ignores it: wrong images in all of them",
-        )
-    if small := sum(is_small_float(fact.dtype) for fact in source.tensors.values()):
-        yield Problem(
-            f"{small} tensors are in an 8-bit format",
-            "ComfyUI and Forge read them; AUTOMATIC1111 upcasts them; they cannot be trained",
-        )
-    if not_finite:
-        worst = max(not_finite, key=lambda name: not_finite[name])
-        yield Problem(
-            f"{len(not_finite)} tensors contain NaN or Inf, most of them {worst!r}",
-            "generated images are black",
-        )
 
 
 def _advice(
@@ -395,10 +265,10 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
             try:
                 source = open_set(choose_set(folder, found, variant), words)
             except CheckpointError as err:
-                problems.append(_problem_of(err, "the part cannot be loaded"))
+                problems.append(problem_of(err, "the part cannot be loaded"))
                 continue
             stack.callback(source.close)
-            problems += _packed_folder(folder, source)
+            problems += packed_folder(folder, source)
             sizes[words] = sum(fact.bytes for fact in source.tensors.values())
             for fact in source.tensors.values():
                 dtypes[fact.dtype] += fact.bytes
@@ -437,15 +307,6 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
     )
 
 
-def _packed_folder(folder: Path, source: Source) -> list[Problem]:
-    try:
-        refuse_packed_config(folder)
-        refuse_packed(folder, source.tensors)
-    except FastSDError as err:
-        return [_problem_of(err, "it can only be used with its own library, and not converted")]
-    return []
-
-
 def _family_of(given: Given, index: Mapping[str, Any], problems: list[Problem]) -> tuple[str | None, str]:
     if not index:
         return None, f"{'a' if given.what == 'network' else 'the'} {PART_WORDS.get(given.part, given.part)} " + (
@@ -455,6 +316,6 @@ def _family_of(given: Given, index: Mapping[str, Any], problems: list[Problem]) 
     try:
         family = detect_family(given.path)
     except FastSDError as err:
-        problems.append(_problem_of(err, "it cannot be converted or trained here"))
+        problems.append(problem_of(err, "it cannot be converted or trained here"))
         return None, f"a Diffusers folder ({kind})"
     return family, f"a Diffusers folder of {family} ({kind})"

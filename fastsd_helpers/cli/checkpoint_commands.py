@@ -9,9 +9,8 @@ from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
 from fastsd_helpers.cli.flags import command, given_values
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
-from fastsd_helpers.wording import count_in_words
+from fastsd_helpers.wording import count_in_words, size_in_words
 
 __all__ = ["add_commands"]
 

@@ -22,11 +22,11 @@ from fastsd_helpers.dreambooth.running import engine, out_of_memory
 from fastsd_helpers.dreambooth.running.live import Journal
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
-from fastsd_helpers.files import bytes_in, size_in_words
+from fastsd_helpers.files import bytes_in
 from fastsd_helpers.processes import LOST, rank_here, watched_over
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.folders import children
-from fastsd_helpers.wording import label_of
+from fastsd_helpers.wording import label_of, size_in_words
 
 __all__ = ["add_commands"]
 

@@ -139,7 +139,9 @@ def _as_argument(row: Mapping[str, Any], choices: Sequence[str]) -> dict[str, An
     made = {**row, **({"choices": choices} if choices else {})}
     made["help"] = row["help"].replace("{choices}", ", ".join(word for word in choices if word != "auto"))
     if "type" in row:
-        made["type"] = {"path": Path, "int": int, "float": float, "count": _count}[row["type"]]
+        made["type"] = {"path": Path, "int": int, "float": float, "count": _count, "count-or-auto": _count_or_auto}[
+            row["type"]
+        ]
     if row.get("action") == "yes-or-no":
         made["action"] = argparse.BooleanOptionalAction
     return made
@@ -150,3 +152,7 @@ def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not an integer of 1 or more")
     return int(word)
+
+
+def _count_or_auto(word: str) -> int | None:
+    return None if word == "auto" else _count(word)

@@ -8,9 +8,9 @@ from fastsd_helpers import controlnet, downloads, files, model_lookup, registry
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
 from fastsd_helpers.cli.flags import command, command_group
 from fastsd_helpers.errors import FastSDError, ModelError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.placing import bundles
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["add_commands"]
 

@@ -49,12 +49,12 @@ class _Help(argparse.HelpFormatter):
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read a command line; `run` of what comes back is the command's function.
+    """Read a command line; `run` of what comes back is the command's function, and `words` are what was read.
 
     Raises:
         SettingsError: a word that no command takes; the hint names the flag that was probably meant.
     """
-    words = sys.argv[1:] if words is None else words
+    words = list(sys.argv[1:] if words is None else words)
     refuse_typed_secrets(words)
     chosen, unknown = build_parser(words[0] if words else None).parse_known_args(words)
     if unknown:
@@ -65,6 +65,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         close = difflib.get_close_matches(word.lstrip("-"), names, n=1)
         guess = f"Did you mean {names[close[0]]}? " if close else ""
         raise SettingsError(f"`{prog}` does not accept {word!r}.", f"{guess}See: {prog} --help")
+    chosen.words = words
     return chosen
 
 

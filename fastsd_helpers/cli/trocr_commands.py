@@ -1,10 +1,10 @@
 """The commands `fastsd trocr ...`: read, evaluate, embed, fine-tune, quantize and share a recognition model."""
 
 import argparse
-import contextlib
+import dataclasses
+import functools
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,20 +16,22 @@ from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, secti
 from fastsd_helpers.cli.flags import command, command_group, given_values
 from fastsd_helpers.cli.sharing import link_settings
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
 from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
+from fastsd_helpers.trocr.reading.processes import Division, read_divided, read_into_session
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
+from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, hub_upload, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.hub_upload import ReaderUploadConfig
 from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["add_commands"]
 
@@ -69,15 +71,18 @@ def read(chosen: argparse.Namespace) -> Answer:
         return _transcribe_on_ray(chosen)
     if chosen.address or chosen.workers or chosen.cores:
         raise SettingsError("--address, --workers and --cores are for workers.", "Add --engine ray, or leave them out.")
-    shard = folder.parse_shard(chosen.shard)
+    parts = Division(chosen.words, chosen.out, chosen.model, chosen.processes, folder.parse_shard(chosen.shard))
     _least_confidence(chosen)
+    if chosen.session:
+        return _read_into_session(chosen, parts)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
     into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
     source = only if only is not None and only.is_dir() and into is not None else None
     if into is not None and not _is_row_run(chosen.format, source, into):
-        return _transcribe(chosen, into, shard)
-    if chosen.shard and source is None:
-        raise SettingsError("--shard needs an output folder.", "Name a folder with --out, and --format.")
+        return _transcribe(chosen, parts)
+    if source is None and (chosen.shard or (chosen.processes or 1) > 1):
+        flag = "--shard" if chosen.shard else "--processes"
+        raise SettingsError(f"{flag} needs an output folder.", "Name a folder with --out, and --format.")
     if chosen.attention and (chosen.pages or source is not None):
         raise SettingsError(
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
@@ -93,19 +98,11 @@ def read(chosen: argparse.Namespace) -> Answer:
         if chosen.out.is_dir():
             raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{known}.")
         files.check_writable(chosen.out.absolute().parent)
+    if source is not None:
+        return _read_folder(chosen, parts, source, format)
     reader = _open_reader(chosen)
     began = time.monotonic()
     data: dict[str, Any]
-    if source is not None:
-        result = folder.read_folder(
-            reader, source, chosen.out, shard=shard, format=format, pages=_pages(chosen), order=chosen.order,
-            progress=_progress(),
-        )  # fmt: skip
-        seconds = time.monotonic() - began
-        data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
-        data["sha256"] = files.sha256_of(result.path) if result.path else None
-        told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
-        return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
     lines, unsure = _read_all(reader, chosen)
     seconds = time.monotonic() - began
     drawn = _draw_attention(reader, chosen.images, chosen.attention) if chosen.attention else []
@@ -121,6 +118,37 @@ def read(chosen: argparse.Namespace) -> Answer:
     least = chosen.least_confidence
     texts = [f"[{line.problem}]" if line.problem else line.text if line.confidence >= least else "" for line in lines]
     return Answer(data, [*([f"Written: {chosen.out}"] if chosen.out else texts), *_unsure(unsure, least)])
+
+
+def _read_into_session(chosen: argparse.Namespace, parts: Division) -> Answer:
+    if chosen.out or chosen.format or chosen.shard or chosen.attention:
+        raise SettingsError("--out, --format, --shard and --attention do not go with --session.", "Leave them out.")
+    session = ReadingSession(chosen.session)
+    how: dict[str, Any] = {"pages": _pages(chosen), "order": chosen.order, "progress": _progress()}
+    into = dataclasses.replace(parts, out=session.folder)
+    read_into_session(session, chosen.images, into, functools.partial(_open_reader, chosen), **how)
+    text, rows_read = session.folder / "text.txt", session.lines()
+    unread = sum(line.read.problem is not None for line in rows_read)
+    data = {"path": text, "sha256": files.sha256_of(text), "lines": len(rows_read) - unread, "problems": unread}
+    return Answer(data, [f"Written: {text}", *pairs({name: data[name] for name in ("lines", "problems")})])
+
+
+def _read_folder(chosen: argparse.Namespace, parts: Division, source: Path, format: str) -> Answer:
+    began = time.monotonic()
+
+    def work(shard: tuple[int, int], tell: Callable[..., None]) -> folder.BulkResult:
+        return folder.read_folder(
+            _open_reader(chosen), source, chosen.out, shard=shard, format=format, pages=_pages(chosen),
+            order=chosen.order, progress=tell,
+        )  # fmt: skip
+
+    shares = functools.partial(folder.count_parts, source, chosen.out)
+    done = read_divided(parts, shares, work, folder.add_results, _progress())
+    data = done if isinstance(done, dict) else {**plain(done), "path": done.path or chosen.out}
+    whole = data["path"] if Path(data["path"]).is_file() else None
+    data |= {"seconds": time.monotonic() - began, "sha256": files.sha256_of(Path(whole)) if whole else None}
+    told = f"All shards read: {whole}" if whole else "Other shards are still missing."
+    return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
 
 
 def _least_confidence(chosen: argparse.Namespace) -> float:
@@ -161,15 +189,24 @@ def _read_all(reader: Any, chosen: argparse.Namespace) -> tuple[list[Any], int]:
     return lines, sum(bool(line.text) and line.confidence < chosen.least_confidence for line in lines)
 
 
-def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -> Answer:
+def _transcribe(chosen: argparse.Namespace, parts: Division) -> Answer:
     if chosen.attention:
         raise SettingsError("--attention is for images of single lines.", "Give --out a file's name.")
     wanted = formats.parse_formats(chosen.format or "txt")
     formats.require_formats(wanted)
     config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
-    began, tell = time.monotonic(), _progress("pages")
-    result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
-    return _transcribed(result, out, chosen.least_confidence, time.monotonic() - began)
+    began = time.monotonic()
+
+    def work(shard: tuple[int, int], tell: Callable[..., None]) -> transcription.Transcribed:
+        reader = _open_reader(chosen)
+        return transcription.transcribe(reader, chosen.images, chosen.out, config, shard=shard, progress=tell)
+
+    shares = functools.partial(transcription.count_shares, chosen.images, chosen.out)
+    done = read_divided(parts, shares, work, transcription.add_results, _progress("pages"))
+    if isinstance(done, dict):
+        known = {item.name for item in dataclasses.fields(transcription.Transcribed)}
+        done = transcription.Transcribed(chosen.out, **{name: done[name] for name in known & done.keys()})
+    return _transcribed(done, chosen.out, chosen.least_confidence, time.monotonic() - began)
 
 
 def _transcribe_on_ray(chosen: argparse.Namespace) -> Answer:
@@ -177,8 +214,8 @@ def _transcribe_on_ray(chosen: argparse.Namespace) -> Answer:
         raise SettingsError(f"{chosen.out} is no folder of this machine.", "Add --engine ray, or mount it.")
     if chosen.out is None or (not is_remote(chosen.out) and not _is_folder(chosen.out, chosen.format)):
         raise SettingsError("--engine ray writes into a folder.", "Name one with --out, and --format.")
-    if chosen.shard or chosen.attention:
-        raise SettingsError("--shard and --attention do not go with --engine ray.", "Leave them out.")
+    if chosen.shard or chosen.attention or chosen.processes:
+        raise SettingsError("--shard, --processes and --attention do not go with --engine ray.", "Leave them out.")
     given = given_values(chosen, ReadConfig)
     ReadConfig(**given)
     config = transcription.TranscribeConfig(
@@ -254,11 +291,9 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
     data: Any = chosen.data
     if chosen.align:
-        data = dataset.align_lines(Reader(chosen.model), data, chosen.align, keep=chosen.out / "aligned.jsonl")
-    # Whoever watches from a notebook reads what is noted.
-    # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
+        data, pages = chosen.out / "aligned.jsonl", data
+        dataset.align_lines(Reader(chosen.model), pages, chosen.align, keep=data)
+    with processes.stop_signals() as stop:  # whoever watches from a notebook reads what is noted
         result = finetuning.finetune(
             config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
             texts=chosen.text or (), stop=stop,

@@ -29,9 +29,10 @@ from fastsd_helpers.errors import (
     WrongFamily,
     proxy_problem,
 )
-from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
+from fastsd_helpers.files import check_room, remembered_sha256
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import logger, redact, secret
+from fastsd_helpers.wording import size_in_words
 
 __all__ = [
     "CHANGED_ON_THE_WAY",

@@ -4,9 +4,9 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.registry import ModelSpec
-from fastsd_helpers.runtime import Device
 
 __all__ = [
     "BASE_ON_A_GPU",
@@ -14,10 +14,10 @@ __all__ = [
     "Preset",
     "choose_base_model",
     "choose_checkpointing",
-    "choose_lora_rates",
     "choose_optimizer",
     "choose_precision",
     "choose_prior",
+    "choose_rates",
     "choose_steps",
     "rows_per_step",
 ]
@@ -78,14 +78,17 @@ def _rounded(steps: float) -> int:
     return max(10, round(steps / 10) * 10) if steps else 0
 
 
-def choose_lora_rates(spec: ModelSpec) -> tuple[dict[str, float], str]:
-    """Choose LoRA's learning rates: ten times the model's own, at least 1e-4 (U-Net) and 5e-5 (text encoder).
+def choose_rates(spec: ModelSpec, method: str) -> tuple[dict[str, float], str]:
+    """Choose the learning rates of a method that the model's own are not for.
 
-    The matrices start at zero and need larger steps than weights that are nearly right already; 1e-4 is what
-    diffusers' LoRA examples use.
+    A LoRA's are ten times those of all weights, at least 1e-4 (U-Net) and 5e-5 (text encoder): its matrices start at
+    zero and need larger steps than weights that are nearly right already; 1e-4 is what diffusers' LoRA examples use.
+    The other way round it is a tenth: 1e-5 for SDXL, as OneTrainer's preset has it.
     """
-    if spec.defaults.get("method") == "lora":
-        return {}, ""  # its rates are a LoRA's already
+    if spec.defaults.get("method", "full") == method:
+        return {}, ""
+    if method == "full":
+        return {name: spec.defaults[name] / 10 for name in ("unet_lr", "text_encoder_lr")}, "rates for all weights"
     rates = {
         name: max(least, 10 * spec.defaults.get(name, 0.0))
         for name, least in (("unet_lr", 1e-4), ("text_encoder_lr", 5e-5))
@@ -130,9 +133,24 @@ def choose_precision(wanted: str, device: Device) -> tuple[str, str]:
     return "fp32", "precision fp32: this CPU has no half-precision units"
 
 
-def choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
-    """Choose the optimizer behind "auto": (optimizer, reason); raises SettingsError for one that cannot be had."""
+def choose_optimizer(config: Any, device: Device, *, large: bool = False) -> tuple[str, str]:
+    """Choose the optimizer behind "auto".
+
+    Args:
+        config: a run's settings, its precision chosen.
+        device: where it is trained.
+        large: whether AdamW's state for all weights is too much for most GPUs.
+
+    Returns:
+        the optimizer, and the reason.
+
+    Raises:
+        SettingsError: it cannot be had, or not with the other settings.
+    """
+    wanted = config.optimizer
     installed = importlib.util.find_spec("bitsandbytes") is not None
+    if wanted == "adafactor" or (wanted == "auto" and large and config.method == "full"):
+        return "adafactor", _check_adafactor(config)
     if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
         missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
         raise SettingsError(
@@ -144,6 +162,35 @@ def choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
         return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
     why = "bitsandbytes is not installed" if device.kind == "cuda" else "8-bit AdamW needs an NVIDIA GPU"
     return "adamw", f"optimizer adamw: {why}"
+
+
+def _check_adafactor(config: Any) -> str:
+    """Say how it takes its steps; raises SettingsError for what it cannot be combined with."""
+    lora = "or train a LoRA (--method lora), which takes less memory still and any of them"
+    if config.method == "lora":
+        raise SettingsError(
+            "optimizer (--optimizer) is adafactor, which saves memory where all weights are trained, and method is "
+            "lora.",
+            "Choose another optimizer, or auto.",
+        )
+    if config.precision == "fp16":
+        raise SettingsError(
+            "optimizer (--optimizer) adafactor keeps weights in bf16 or fp32, and precision (--precision) is fp16.",
+            f"Choose precision bf16 or fp32, {lora}.",
+        )
+    if config.precision == "bf16" and config.ema:
+        raise SettingsError(
+            "ema (--ema) averages in the precision of the weights, which optimizer adafactor keeps in bf16: its small "
+            "steps would be lost.",
+            "Leave out ema, or choose precision fp32.",
+        )
+    kept = "weights are kept in bf16 and rounded stochastically" if config.precision == "bf16" else "weights in fp32"
+    if config.accumulation * (config.processes or 1) == 1:
+        return f"optimizer adafactor: {kept}, each tensor is stepped within the backward pass"
+    return (
+        f"optimizer adafactor: {kept}; with several forward passes in a step their gradients are summed before it, "
+        f"which takes {2 if config.precision == 'bf16' else 4} bytes a weight more than one alone"
+    )
 
 
 def choose_checkpointing(wanted: bool | None, device: Device) -> tuple[bool, str]:

@@ -3,15 +3,16 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.presets import (
     PRESETS,
     choose_checkpointing,
-    choose_lora_rates,
     choose_optimizer,
     choose_precision,
     choose_prior,
+    choose_rates,
     choose_steps,
     rows_per_step,
 )
@@ -19,7 +20,6 @@ from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolu
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
-from fastsd_helpers.runtime import Device
 
 __all__ = [
     "DreamBoothConfig",
@@ -230,10 +230,16 @@ class DreamBoothConfig:
         False, help="horizontal flip: also train on mirrored images (not for faces or text)", advanced=True
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
-        "auto", help="mixed precision: dtype of the forward pass; weights are trained in fp32", advanced=True
+        "auto",
+        help="mixed precision: dtype of the forward pass; weights are trained in fp32, by adafactor with bf16 in bf16"
+        " with stochastic rounding",
+        advanced=True,
     )
-    optimizer: Literal["auto", "adamw", "adamw8bit"] = option(
-        "auto", help="optimizer: AdamW, or 8-bit AdamW, which needs an NVIDIA GPU and bitsandbytes", advanced=True
+    optimizer: Literal["auto", "adamw", "adamw8bit", "adafactor"] = option(
+        "auto",
+        help="optimizer: AdamW, 8-bit AdamW, which needs an NVIDIA GPU and bitsandbytes, or Adafactor for all weights "
+        "in little memory, with fused backward; default: adafactor for all weights of SDXL",
+        advanced=True,
     )
     gradient_checkpointing: bool | None = option(
         None,
@@ -379,14 +385,12 @@ def resolve_settings(
     if follow:
         config = replace(config, **follow)
         reasons.append(f"from {spec.title}: {', '.join(f'{name} {value}' for name, value in follow.items())}")
-    _require_method(config, spec)
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
         steps, reason = choose_steps(spec, photos, preset=config.preset, rows=rows_per_step(config, spec))
         resolved = _fill(resolved, steps, reason, reasons)
-    if config.method == "lora":
-        rates, reason = choose_lora_rates(spec)
-        resolved = _fill(resolved, rates, reason, reasons)
+    rates, reason = choose_rates(spec, config.method)
+    resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
     resolved = _fill(resolved, choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
@@ -394,7 +398,9 @@ def resolve_settings(
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
     chosen: Given = {}
     chosen["precision"], precision_reason = choose_precision(resolved.precision, device)
-    chosen["optimizer"], optimizer_reason = choose_optimizer(resolved.optimizer, device)
+    large = spec.trainable and family_named(spec.family).large
+    resolved = replace(resolved, precision=chosen["precision"])
+    chosen["optimizer"], optimizer_reason = choose_optimizer(resolved, device, large=large)
     chosen["gradient_checkpointing"], checkpointing_reason = choose_checkpointing(
         resolved.gradient_checkpointing, device
     )
@@ -402,15 +408,6 @@ def resolve_settings(
     if spec.prediction_type in ("epsilon", "v_prediction"):
         chosen |= {"prediction_type": spec.prediction_type, "zsnr": spec.zero_terminal_snr}
     return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]
-
-
-def _require_method(config: DreamBoothConfig, spec: ModelSpec) -> None:
-    if spec.trainable and config.method not in (family := family_named(spec.family)).methods:
-        raise SettingsError(
-            f"method (--method) is {config.method}, and {spec.title} is trained here with "
-            f"{' or '.join(family.methods)} alone.",
-            f"{family.no_full} Choose method lora (--method lora).",
-        )
 
 
 def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[str]) -> DreamBoothConfig:

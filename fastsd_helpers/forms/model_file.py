@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.tools import inspected
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["ModelFileConfig", "look_or_convert"]
 

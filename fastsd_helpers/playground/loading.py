@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
-from fastsd_helpers.container import find_memory_left
+from fastsd_helpers.device import Device, describe_device, find_memory_left
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
-from fastsd_helpers.runtime import Device, describe_device, logger
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer
 
 __all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]

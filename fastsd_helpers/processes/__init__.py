@@ -1,6 +1,7 @@
 """Processes of this machine: who one is and whether it lives, one lock between them, children watched and ended."""
 
 from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
+from fastsd_helpers.processes.count import choose_count, require_share
 from fastsd_helpers.processes.environment import (
     environment_for,
     is_found_anyway,
@@ -18,6 +19,7 @@ from fastsd_helpers.processes.ranks import (
     Ranks,
     count_gpus,
     rank_here,
+    take_own_gpu,
     take_place,
     watched_over,
     world_here,
@@ -38,6 +40,7 @@ __all__ = [
     "LogTail",
     "Ranks",
     "boot_id",
+    "choose_count",
     "count_gpus",
     "end_group",
     "environment_for",
@@ -47,7 +50,9 @@ __all__ = [
     "machine_id",
     "names_set",
     "rank_here",
+    "require_share",
     "stop_signals",
+    "take_own_gpu",
     "take_place",
     "watched_over",
     "with_this_package",

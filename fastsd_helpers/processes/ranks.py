@@ -29,6 +29,7 @@ __all__ = [
     "Ranks",
     "count_gpus",
     "rank_here",
+    "take_own_gpu",
     "take_place",
     "watched_over",
     "world_here",
@@ -38,7 +39,7 @@ Found = TypeVar("Found")
 
 PLACE = "FASTSD_RANKS"  # names the folder of the process that watches over these
 OWN_THREADS = "FASTSD_OWN_THREADS"  # the number of threads is that of a process alone
-LOST = "Another process of this training has ended"
+LOST = "Another process of this run has ended"
 # Whoever works out its part of a step waits so long for the others; who waits for the first one's own work, such as the
 # saving of a checkpoint on a slow mount, waits as long as that lives.
 _STEP_S = 1800
@@ -65,6 +66,14 @@ def count_gpus() -> int:
     except ImportError:
         return 0
     return torch.cuda.device_count()
+
+
+def take_own_gpu() -> None:
+    """Compute on the GPU that is this process's among those that were started together on this machine."""
+    if world_here() > 1 and (gpus := count_gpus()):
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
 
 
 def watched_over() -> Path | None:
@@ -253,7 +262,7 @@ def _together() -> Iterator[None]:
             raise
         raise TrainingFailed(
             f"{LOST}: {str(err).splitlines()[0] if str(err) else type(err).__name__}.",
-            "What was saved is kept: train again with the same session to resume.",
+            "What was saved is kept: run it again to resume.",
         ) from err
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import SessionError
-from fastsd_helpers.files import file_errors, natural_order, write_atomic
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import install_command, logger
+from fastsd_helpers.wording import natural_order
 
 __all__ = [
     "GENERATION_NAME",

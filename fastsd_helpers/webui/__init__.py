@@ -7,7 +7,8 @@ from fastsd_helpers.webui.placing.controls import ControlNetConfig, place_contro
 from fastsd_helpers.webui.placing.models import ModelsConfig, PlacedModel, place, place_model, place_models
 from fastsd_helpers.webui.running.attached import AttachedUI, background_link, find_link, find_running, status, stop
 from fastsd_helpers.webui.running.disk_usage import Kept, delete_kept, list_kept
-from fastsd_helpers.webui.running.launching import RunningUI, launch, plan, share, share_in_background, share_port
+from fastsd_helpers.webui.running.launching import RunningUI, launch, plan
+from fastsd_helpers.webui.running.sharing import share, share_in_background, share_port
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
 __all__ = [

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastsd_helpers.device import Device, describe_device, host_memory_bytes
 from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import WebUIError
-from fastsd_helpers.runtime import Device, describe_device, host_memory_bytes
 from fastsd_helpers.webui.catalog import WebUI, uis
 
 __all__ = ["GPUS", "Machine", "Rule", "choose_flags", "describe_machine", "rules"]

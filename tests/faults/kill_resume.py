@@ -68,6 +68,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("sd15", {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0}),
     "sd21": ("sd21-768", {}),
     "sdxl": ("sdxl", {"lora_rank": 4, "lora_alpha": 2.0, "method": "lora"}),
+    "sdxl-full": ("sdxl", {"method": "full", "precision": "bf16"}),
     "buckets": ("sd15", {"resolutions": "64,128"}),
     "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
 }

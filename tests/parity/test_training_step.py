@@ -30,11 +30,11 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 def open_studio(base: Path, **values):
     """A context with random latents in its caches: two photos, and two class images where the prior is on."""
+    from fastsd_helpers.device import Device
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
     from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
-    from fastsd_helpers.runtime import Device
 
     model = BaseModel.fetch(str(base))
     device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)

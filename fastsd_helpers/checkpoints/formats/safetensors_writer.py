@@ -16,7 +16,7 @@ from fastsd_helpers.checkpoints.formats.tensor_plan import Piece, Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.formats.writeback import allocate, start_writeback
 from fastsd_helpers.errors import VerificationFailed
-from fastsd_helpers.files import check_room, hashes_from, new_file
+from fastsd_helpers.files import check_room, file_errors, forget_cached, new_file
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["HASH_KEY", "write_safetensors"]
@@ -24,6 +24,7 @@ __all__ = ["HASH_KEY", "write_safetensors"]
 HASH_KEY = "modelspec.hash_sha256"
 _HASH_TO_COME = "0x" + "0" * 64
 _WINDOW_BYTES = 32 << 20
+_READ_BYTES = 8 << 20
 
 
 def write_safetensors(
@@ -148,9 +149,14 @@ def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata:
 
 
 def _read_back(path: Path, header_bytes: int, data_hash: str) -> str:
-    whole, data = hashes_from(path, (0, header_bytes))
-    if data != data_hash:
+    with file_errors(path, "read"), path.open("rb") as file:
+        forget_cached(file.fileno())  # the disk is asked, not the memory
+        whole, data = hashlib.sha256(file.read(header_bytes)), hashlib.sha256()
+        while chunk := file.read(_READ_BYTES):
+            whole.update(chunk)
+            data.update(chunk)
+    if data.hexdigest() != data_hash:
         raise VerificationFailed(
             f"{path.parent} returned different bytes than were written.", "Check the disk, or choose another folder."
         )
-    return whole
+    return whole.hexdigest()

@@ -1,7 +1,6 @@
 """Where tensors come from: a Diffusers component folder, one weights file, or tensors in memory."""
 
 import json
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,13 +14,12 @@ from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile,
 from fastsd_helpers.checkpoints.formats.weight_sets import WeightSet, choose_set, weight_sets
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.runtime import logger
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["BytesSource", "PartGiven", "Renamed", "Source", "open_file", "open_set", "open_source", "read_whole"]
-
-_log = logging.getLogger("fastsd_helpers")
 
 PartGiven: TypeAlias = "Path | str | Mapping[str, torch.Tensor]"  # a folder, a weights file, or its tensors
 
@@ -198,5 +196,5 @@ def _open_folder(folder: Path, part: str) -> Source:
             f"{folder} holds no weights of the {part}.", "Download the model again, or give a weights file."
         )
     chosen = choose_set(folder, sets)
-    _log.debug("The %s is read from %s.", part, chosen.first)
+    logger.debug("The %s is read from %s.", part, chosen.first)
     return open_set(chosen, part)

@@ -5,7 +5,6 @@ called or which model it belongs to.
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -33,14 +32,13 @@ from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import check_room, new_folder
 from fastsd_helpers.inert import read_config
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.wording import list_some
 
 if TYPE_CHECKING:
     from fastsd_helpers.checkpoints.models.merge import Merging
 
 __all__ = ["copy_folder", "walk_folders"]
-
-_log = logging.getLogger("fastsd_helpers")
 
 # A program's own records of where files came from, which would be wrong about the copy.
 _RECORDS = (".git", ".cache")
@@ -213,7 +211,7 @@ def _is_whole_model(path: Path) -> bool:
 def _write(plan: _Plan, folder: Path, verify: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, recipes in plan.files.items():
-        _log.info("Writing %s (%d tensors) ...", f"{folder.name}/{name}", len(recipes))
+        logger.info("Writing %s (%d tensors) ...", f"{folder.name}/{name}", len(recipes))
         path = folder / name
         if path.suffix == ".bin":
             write_ckpt(path, recipes, hashes=False, bare=True)

@@ -1,7 +1,6 @@
 """Write a Diffusers folder from a single file: weights, configurations, and what a base folder lends."""
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +27,9 @@ from fastsd_helpers.checkpoints.models.writer import CheckpointFile
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS, Family
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, new_folder
+from fastsd_helpers.runtime import logger
 
 __all__ = ["write_component", "write_folder"]
-
-_log = logging.getLogger("fastsd_helpers")
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 _OF_LATENTS = ("scaling_factor", "latents_mean", "latents_std")
@@ -64,7 +62,7 @@ def write_folder(
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of(plans.values()))
         for part, recipes in plans.items():
-            _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
+            logger.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
             config = component_config(family, part, single.widths, prediction=prediction)
             lender = base / part if base else None
             if part == "vae" and lender is not None and prediction.edm is not None:

@@ -1,6 +1,5 @@
 """Write one model's parts to one checkpoint file that every web UI loads."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from fastsd_helpers.checkpoints.models.parts import open_parts
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.runtime import logger
 
 __all__ = [
     "CheckpointFile",
@@ -27,8 +27,6 @@ __all__ = [
     "write_checkpoint",
     "write_recipes",
 ]
-
-_log = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def write_recipes(
 
     Raises as `write_checkpoint`.
     """
-    _log.info("Writing %d tensors to %s ...", len(recipes), dst)
+    logger.info("Writing %d tensors to %s ...", len(recipes), dst)
     if dst.suffix.lower() == ".ckpt":
         return write_ckpt(dst, recipes, finite=finite, hashes=hashes or read_back)
     return write_safetensors(dst, recipes, metadata=metadata, read_back=read_back, finite=finite, hashes=hashes)

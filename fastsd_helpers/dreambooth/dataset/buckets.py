@@ -8,7 +8,7 @@ Source: the method of NovelAI 2022, "Improvements on Stable Diffusion", section 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ __all__ = [
     "bucket_lines",
     "bucket_sizes",
     "choose_size",
+    "class_lines",
     "size_of",
     "sort_into_buckets",
+    "sort_sizes",
 ]
 
 LONGEST = 4  # times the short side: a bucket's sides are from half to twice the resolution
@@ -100,13 +102,22 @@ def sort_into_buckets(images: Sequence[PreparedImage], resolutions: Sequence[int
     Raises:
         DatasetError: an image cannot be read.
     """
+    named = [(image.path.name, size_of(image), image.focus) for image in images]
+    return sort_sizes(named, resolutions, multiple)
+
+
+def sort_sizes(
+    images: Iterable[tuple[str, tuple[int, int], tuple[float, float]]],
+    resolutions: Sequence[int],
+    multiple: int,
+) -> tuple[Bucket, ...]:
+    """As `sort_into_buckets`, of images that are told by name, width and height, and where their subject is."""
     found: dict[tuple[int, int], dict[int, Place]] = {}
-    for number, image in enumerate(images):
-        width, height = size_of(image)
+    for number, (name, (width, height), focus) in enumerate(images):
         for resolution in resolutions:
             size = choose_size(width, height, resolution, multiple)
-            box = cover(width, height, size, image.focus)
-            found.setdefault(size, {})[number] = Place(number, image.path.name, (width, height), box)
+            box = cover(width, height, size, focus)
+            found.setdefault(size, {})[number] = Place(number, name, (width, height), box)
     return tuple(Bucket(*size, tuple(places.values())) for size, places in sorted(found.items()))
 
 
@@ -140,6 +151,16 @@ def bucket_lines(train: Sequence[Bucket], held_out: Sequence[Bucket] = (), *, ba
             f"Fewer images than the batch size of {batch_size} are in {sizes}: there a batch has an image several "
             "times, each time with other noise. Over the run every image is seen equally often all the same."
         )
+    return lines
+
+
+def class_lines(buckets: Sequence[Bucket]) -> list[str]:
+    """At which sizes class images are trained, and how much of one is cut off at most; nothing of whole squares."""
+    lines = []
+    for bucket in buckets if _is_worth_saying(buckets) else ():
+        most, count = max((sum(place.cut.values()) for place in bucket.places), default=0.0), len(bucket.places)
+        cut = f" (cut off: at most {most:.0%})" if most else ""
+        lines.append(f"{bucket.width} x {bucket.height} px, {count} class image{'s' if count > 1 else ''}{cut}.")
     return lines
 
 

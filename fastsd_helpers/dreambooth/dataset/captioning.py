@@ -1,6 +1,5 @@
 """The captions of prepared images: which has which prompt, a new one from a person, those of a captioning model."""
 
-import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +11,7 @@ from fastsd_helpers.captions.prompts import (
     read_caption,
     write_caption,
 )
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth.dataset.prepared import (
     PromptRow,
     load_dataset,
@@ -22,13 +22,11 @@ from fastsd_helpers.dreambooth.dataset.prepared import (
 )
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import list_some
 
 __all__ = ["caption_pictures", "find_picture", "prompt_rows", "set_caption"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def prompt_rows(session: Session) -> list[PromptRow]:

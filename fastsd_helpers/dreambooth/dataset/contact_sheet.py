@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
-from fastsd_helpers.smart_crop import CropBox
+from fastsd_helpers.images.smart_crop import CropBox
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

@@ -1,7 +1,6 @@
 """The crops that a person corrects: the photos as they were, the box on each, and a new `prepare` with those boxes."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,7 @@ from fastsd_helpers.sessions import Session
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Crop", "list_crops", "open_original", "prepare_with_boxes", "prepared_settings"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["Crop", "keeps_shapes", "list_crops", "open_original", "prepare_with_boxes", "prepared_settings"]
 
 _BOXES = "crop-boxes.json"
 
@@ -48,7 +45,7 @@ def list_crops(session: Session) -> list[Crop]:
     images = [item for item in recorded_images(session) if "box" in item and "source" in item]
     if not images:
         raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
-    if session.record["dataset"].get("crop") == "none":
+    if keeps_shapes(session):
         raise DatasetError(
             "These images were prepared without cropping.", "Choose crop smart or center, and prepare again."
         )
@@ -56,6 +53,11 @@ def list_crops(session: Session) -> list[Crop]:
         Crop(item["source"], item["file"], tuple(item["box"]), item["method"] == "box", item["held_out"])
         for item in images
     ]
+
+
+def keeps_shapes(session: Session) -> bool:
+    """Whether the session's images were prepared whole (crop none), so that there is no crop to correct."""
+    return bool((session.record.get("dataset") or {}).get("crop") == "none")
 
 
 def prepared_settings(session: Session) -> PrepareConfig:

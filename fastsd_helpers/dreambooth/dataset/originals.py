@@ -8,7 +8,6 @@ Copied, not moved: a mounted Drive delivers late and out of order, and must neve
 knows of the copy. There the first ones stay where they are until the copies have been there for a while.
 """
 
-import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ from fastsd_helpers.dreambooth.photos.image_names import unique_stem
 from fastsd_helpers.dreambooth.photos.own_output import session_around
 from fastsd_helpers.drive import copy_verified, delivers_late
 from fastsd_helpers.files import bytes_in, check_room, file_errors, sha256_of, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 
 __all__ = ["ORIGINALS", "SetAside", "own_place", "photos_of_user", "set_aside", "set_captions_aside"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 ORIGINALS = "originals"
 _SETTLE_S = 120.0

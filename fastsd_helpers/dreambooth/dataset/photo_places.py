@@ -9,10 +9,10 @@ from fastsd_helpers.drive import shared_folder
 from fastsd_helpers.errors import DatasetError, DriveError
 from fastsd_helpers.sessions import Session
 
-__all__ = ["NO_PICTURES_HINT", "find_held_out", "find_photos"]
+__all__ = ["find_held_out", "find_photos", "nothing_usable"]
 
 _LINK = "drive.google.com/"
-NO_PICTURES_HINT = "Give a folder or a zip with 5 to 30 photos of the subject (JPEG, PNG, WebP or HEIC)."
+_NO_PICTURES = "Give a folder or a zip with 5 to 30 photos of the subject (JPEG, PNG, WebP or HEIC)."
 
 
 def find_photos(images: str, session: Session) -> Path:
@@ -32,8 +32,8 @@ def find_photos(images: str, session: Session) -> Path:
     if own is not None:
         return own
     if before is not None:
-        raise DatasetError(f"The photos that were prepared before are no longer in {before}.", NO_PICTURES_HINT)
-    raise DatasetError("No photos were given.", NO_PICTURES_HINT)
+        raise DatasetError(f"The photos that were prepared before are no longer in {before}.", _NO_PICTURES)
+    raise DatasetError("No photos were given.", _NO_PICTURES)
 
 
 def _place(text: str) -> Path:
@@ -56,6 +56,21 @@ def find_held_out(held_out: str, images: str, session: Session) -> Path | None:
         return None
     before = own_place(session, Path(recorded).expanduser())
     return before if before.exists() else None
+
+
+def nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str]) -> DatasetError:
+    """The error that says why no image is left, with the first reasons for which one was skipped.
+
+    Args:
+        path: where they were looked for.
+        skipped: source and reason of each.
+        notes: sentences on what was passed over.
+    """
+    if not skipped:
+        return DatasetError(" ".join([f"There are no images in {path}.", *notes]), _NO_PICTURES)
+    reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return DatasetError(f"None of the images in {path} is usable: {reasons}{more}.", _NO_PICTURES)
 
 
 def _not_own_output(path: Path, session: Session, folder: str) -> Path:

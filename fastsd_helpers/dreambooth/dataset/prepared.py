@@ -4,7 +4,6 @@ session.json is the moment at which an exchange counts, so a run that is killed 
 """
 
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -17,7 +16,7 @@ from fastsd_helpers.captions.prompts import read_caption, resolve_prompt
 from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, sha256_of, write_atomic
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
@@ -36,8 +35,6 @@ __all__ = [
     "start_exchange",
     "what_changed",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_FOLDERS = ("instance_images", "held_out_images", "captions")
 _NEW = ".prepare-new"

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from fastsd_helpers.dreambooth.dataset.buckets import LONGEST
 from fastsd_helpers.dreambooth.dataset.contact_sheet import MOST_CELLS, Cell, draw_contact_sheet, make_cell
 from fastsd_helpers.dreambooth.dataset.hold_out import choose_held_out, subject_of
 from fastsd_helpers.dreambooth.dataset.originals import photos_of_user, set_aside, set_captions_aside
-from fastsd_helpers.dreambooth.dataset.photo_places import NO_PICTURES_HINT, find_held_out, find_photos
+from fastsd_helpers.dreambooth.dataset.photo_places import find_held_out, find_photos, nothing_usable
 from fastsd_helpers.dreambooth.dataset.prepared import (
     exchange_pictures,
     finish_exchange,
@@ -34,16 +33,15 @@ from fastsd_helpers.dreambooth.photos.likeness import measure_sharpness, percept
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.images.files import png_bytes
+from fastsd_helpers.images.smart_crop import CropBox, crop_box, square_box, whole_box
 from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session, whole_prompt
-from fastsd_helpers.smart_crop import CropBox, crop_box, square_box, whole_box
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["PrepareConfig", "PrepareResult", "prepare"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SHEET = "contact-sheet.png"
 _BLURRED_BELOW = 60.0
@@ -56,7 +54,13 @@ class PrepareConfig:
     """Settings for preparing the photos of one subject."""
 
     images: str = option("", help="folder or zip with the subject's photos")
-    size: int = option(512, help="resolution: side of the prepared images in pixels", low=64, high=4096, step=64)
+    size: int = option(
+        512,
+        help="resolution: side of the prepared images in pixels; 1024 for SDXL and its derivatives",
+        low=64,
+        high=4096,
+        step=64,
+    )
     crop: Literal["smart", "center", "none"] = option(
         "smart",
         help="smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
@@ -167,14 +171,6 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
 # -------------------------------------------------------------------------------------------------- input
 
 
-def _nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str]) -> DatasetError:
-    if not skipped:
-        return DatasetError(" ".join([f"There are no images in {path}.", *notes]), NO_PICTURES_HINT)
-    reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
-    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return DatasetError(f"None of the images in {path} is usable: {reasons}{more}.", NO_PICTURES_HINT)
-
-
 def _read_boxes(path: Path) -> dict[str, Any]:
     hint = 'Write it as {"dog.jpg": [left, top, right, bottom]}, in pixels of the upright photo.'
     try:
@@ -238,12 +234,12 @@ def _read_sources(work: _Work, session: Session, images: Path, held_out: Path | 
         named = name_photos([printable(name) for name in (*train.names, *judged.names)])
         _read_all(work, train, named[: len(train.names)], session, images, held_out=False)
         if not work.images:
-            raise _nothing_usable(images, work.skipped, work.notes)
+            raise nothing_usable(images, work.skipped, work.notes)
         if held_out:
             before = len(work.images)
             _read_all(work, judged, named[len(train.names) :], session, held_out, held_out=True)
             if len(work.images) == before:
-                raise _nothing_usable(held_out, work.skipped, work.notes)
+                raise nothing_usable(held_out, work.skipped, work.notes)
 
 
 def _read_all(

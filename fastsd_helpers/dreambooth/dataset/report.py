@@ -9,8 +9,7 @@ __all__ = ["PrepareResult", "counted_prompts", "prompt_lines"]
 
 _MOST_PROMPTS = 12
 _MOST_LETTERS = 160
-# Reports of earlier versions said "picture".
-_SAME = ("is the same image as ", "is the same image as ")
+_SAME = "is the same image as "
 _MOST_SAME = 4
 
 

@@ -4,7 +4,7 @@ A new family is a file here, a line below and rows in models.toml. What the two 
 (`family.Family`), checked on paper:
 
 Flux.1. `parts`: transformer, text_encoder (CLIP-L), text_encoder_2 (T5), vae; `denoiser` is the transformer,
-`trained_encoders` CLIP-L alone, `methods` LoRA. `encode`: T5's sequence padded to 512 without a mask, CLIP's pooled
+`trained_encoders` CLIP-L alone. `encode`: T5's sequence padded to 512 without a mask, CLIP's pooled
 vector, `ids` zeros [n, tokens, 3]. `encode_pixels`: (z - shift) * scale, 16 channels. An objective of its own beside
 `diffusion`: x_t = (1 - s) x + s n, target n - x, times s in 0..1 (`draw_times` draws the logit-normal and shifts it),
 `held_out_times` (k + 0.5) / 8, weights 1. `predict` packs 2 x 2 pixels into [n, h/2 * w/2, 64], makes the image's ids

@@ -75,26 +75,24 @@ class Family(ABC):
         denoiser: its part.
         encoders: text encoders' parts -> their tokenizers' folders.
         trained_encoders: those that can learn.
-        methods: `full`, `lora`.
         channels: of the latents.
         half_base: whether the weights that a LoRA is added to are kept in the compute dtype; else in float32.
+        large: whether AdamW's state for all weights is too much for most GPUs.
         most_tokens: tokens of a prompt that are read, start and end with them.
         published: choice of LoRA layers -> the values of the published model.
-        no_full: what is said to someone who wants all weights of it trained.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, str]]]
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[Mapping[str, str]]
     trained_encoders: ClassVar[tuple[str, ...]]
-    methods: ClassVar[tuple[str, ...]] = ("full", "lora")
     channels: ClassVar[int] = 4
     half_base: ClassVar[bool] = False
+    large: ClassVar[bool] = False
     most_tokens: ClassVar[int] = 77
     # Per part and choice: the ends of the names of the layers that a LoRA is added to.
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]]
     published: ClassVar[Mapping[str, Counts]]
-    no_full: ClassVar[str] = ""
 
     def parts_of(self, stage: str) -> tuple[str, ...]:
         """The networks that a stage trains."""

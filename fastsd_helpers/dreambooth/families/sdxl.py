@@ -40,8 +40,8 @@ class StableDiffusionXL(StableDiffusion1):
     }
     encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     trained_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
-    methods: ClassVar[tuple[str, ...]] = ("lora",)
     half_base = True
+    large = True
     most_tokens = _CHUNKS * _CHUNK + 2
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "unet": UNET_LAYERS,
@@ -52,10 +52,6 @@ class StableDiffusionXL(StableDiffusion1):
         "attention": Counts(2_567_463_684, 817_720_320, 83_653_863, 1_451_520, 401_408),
         "all linears": Counts(2_567_463_684, 817_720_320, 83_653_863, 2_659_840, 903_168),
     }
-    no_full = (
-        "All weights of a Stable Diffusion XL model with their gradients and 8-bit AdamW take 26 GB of GPU memory and "
-        "more; a LoRA at 1024 px takes 7 to 10 GB."
-    )
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: list[str]) -> Ids:
         """Ids int64 [n, chunks, 77]: as many chunks of 75 as the longest prompt needs, three at the most.

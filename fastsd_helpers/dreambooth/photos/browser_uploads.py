@@ -7,7 +7,6 @@ first and whether they come in a zip, in one selection or one after the other.
 import hashlib
 import io
 import json
-import logging
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -24,11 +23,10 @@ from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.images.files import PICTURE_SUFFIXES, is_picture_head
 from fastsd_helpers.names.code_pages import guess_page
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 
 __all__ = ["UploadReport", "count_uploads", "list_uploads", "remove_uploads", "save_uploads", "uploads_folder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TEXTS = (".txt", ".caption")
 _ARRIVED = ".arrived.json"  # name as it was sent, in lower case -> stems of what came under it last

@@ -1,19 +1,17 @@
 """Any photo a user may bring, as upright 8-bit sRGB."""
 
 import io
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.images.files import PictureProblem, is_animated, load_picture, open_picture, upright
+from fastsd_helpers.runtime import logger
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["MAX_MEGAPIXELS", "Photo", "decode_photo"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 MAX_MEGAPIXELS = 128
 _SMALLEST_PX = 16

@@ -6,12 +6,8 @@ What this library made itself is passed over.
 
 import contextlib
 import functools
-import logging
 import os
 import re
-import stat
-import struct
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterator
@@ -29,20 +25,28 @@ from fastsd_helpers.dreambooth.photos.own_output import (
     is_session,
     sessions_among,
 )
+from fastsd_helpers.dreambooth.photos.sources import (
+    MAX_FILE_BYTES,
+    Member,
+    Source,
+    check_member,
+    is_picture,
+    open_zip,
+    read_source,
+    unpacked,
+)
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.files import file_errors, natural_order
-from fastsd_helpers.images.files import PICTURE_SUFFIXES, is_picture_head
+from fastsd_helpers.files import file_errors
+from fastsd_helpers.images.files import PICTURE_SUFFIXES
 from fastsd_helpers.names.code_pages import PageGuess, guess_page
 from fastsd_helpers.names.zips import read_names
-from fastsd_helpers.wording import list_some
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import list_some, natural_order
 
 __all__ = ["Photos", "open_photos"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _MAX_FILES = 2_000
 _MAX_MEMBERS = 20_000
-_MAX_FILE_BYTES = 256 * 2**20
 _JUDGED_BYTES = 64 * 1024
 _MAX_TOTAL_BYTES = 8 * 2**30
 
@@ -53,17 +57,6 @@ _CAPTION_SUFFIXES = (".txt", ".caption")
 _QUIET_SUFFIXES = frozenset(
     {*TABLE_SUFFIXES, ".md", ".ini", ".xmp", ".aae", ".part", ".lock", ".npz", ".toml", ".yaml"}
 )
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A file in a zip."""
-
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-
-
-_Source = Path | _Member
 
 
 @dataclass
@@ -79,8 +72,8 @@ class Photos:
     names: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _files: dict[str, _Source] = field(default_factory=dict)
-    _captions: dict[str, _Source] = field(default_factory=dict)
+    _files: dict[str, Source] = field(default_factory=dict)
+    _captions: dict[str, Source] = field(default_factory=dict)
     _table: dict[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> bytes:
@@ -90,7 +83,7 @@ class Photos:
             DatasetError: this file cannot be read; the problem is the reason to skip it for.
             DriveError: the folder itself has gone, as after a lost connection to Drive.
         """
-        return _read(self._files[name])
+        return read_source(self._files[name])
 
     def caption(self, name: str) -> str | None:
         """The words of the .txt (or .caption) beside a photo, else of a table; None when there are none.
@@ -103,7 +96,9 @@ class Photos:
             return self._table.get(name)
         page = self._page.code_page if self._page else None
         words = (
-            read_caption(source, page=page) if isinstance(source, Path) else decode_caption(_read(source), page=page)
+            read_caption(source, page=page)
+            if isinstance(source, Path)
+            else decode_caption(read_source(source), page=page)
         )
         return words or self._table.get(name)
 
@@ -117,7 +112,7 @@ class Photos:
         texts = []
         for source in dict.fromkeys(self._captions.values()):
             with contextlib.suppress(DatasetError):  # the one that cannot be read says so itself
-                texts.append(_read(source)[:_JUDGED_BYTES])
+                texts.append(read_source(source)[:_JUDGED_BYTES])
         return guess_page(texts)
 
     def has_caption(self, name: str) -> bool:
@@ -125,35 +120,9 @@ class Photos:
         return name in self._captions or name in self._table
 
 
-def _read(source: _Source) -> bytes:
-    if isinstance(source, _Member):
-        try:
-            return source.archive.read(source.info)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, struct.error) as err:
-            raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
-        except Exception as err:  # zlib.error and lzma.LZMAError, whose modules may be missing from a Python
-            raise DatasetError(f"is damaged inside the zip: {_one_line(err)}") from err
-    try:
-        size = source.stat().st_size
-        if not source.is_file():  # a pipe or a device would be waited for, for ever
-            raise DatasetError("is not an ordinary file")
-        if size > _MAX_FILE_BYTES:
-            raise DatasetError(f"has {size / 2**20:.0f} MiB; the limit is {_MAX_FILE_BYTES // 2**20} MiB")
-        return source.read_bytes()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
-        raise DatasetError(f"cannot be read: {err.strerror}") from err
-    except OSError as err:
-        with file_errors(source, "read"):
-            raise err
-
-
 def _key(name: str) -> str:
     """A name without its ending, as captions are looked for: some systems change case or take accents apart."""
     return unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix(""))).casefold()
-
-
-def _one_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
 
 
 # ------------------------------------------------------------------------------------------------ sources
@@ -185,7 +154,7 @@ def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos
                 f"{path.name} is an archive of an unsupported kind.", "Give a .zip or the unpacked folder."
             )
         elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
-            yield _list_zip(opened.enter_context(_open_zip(path, path)), path, opened)
+            yield _list_zip(opened.enter_context(open_zip(path, path)), path, opened)
         else:
             yield _only_file(path)
 
@@ -205,7 +174,7 @@ def _not_there(path: Path) -> DatasetError:
 
 
 def _only_file(path: Path) -> Photos:
-    files: dict[str, _Source] = {path.name: path}
+    files: dict[str, Source] = {path.name: path}
     for suffix in _CAPTION_SUFFIXES:
         beside = path.with_suffix(suffix)
         if beside.is_file():
@@ -217,7 +186,7 @@ def _only_file(path: Path) -> Photos:
 
 
 def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitStack) -> Photos:
-    files: dict[str, _Source] = {}
+    files: dict[str, Source] = {}
     left_out = leave_out.resolve() if leave_out else None
     sessions = []
 
@@ -250,22 +219,6 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
     return photos
 
 
-@contextlib.contextmanager
-def _open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as err:
-        raise DatasetError(
-            f"{path.name} is damaged or not a zip file: {_one_line(err)}.",
-            "Make the zip again, or give the folder of photos.",
-        ) from err
-    except OSError as err:
-        with file_errors(path, "read"):
-            raise err
-    with archive:
-        yield archive
-
-
 def _list_zip(
     archive: zipfile.ZipFile, path: Path, opened: contextlib.ExitStack, *, inner: bool = False, spent: int = 0
 ) -> Photos:
@@ -280,10 +233,10 @@ def _list_zip(
         )
     named = read_names(members)
     own = sessions_among(named.names)
-    files: dict[str, _Source] = {}
+    files: dict[str, Source] = {}
     skipped: list[tuple[str, str]] = []
     for member, name in zip(members, named.names, strict=True):
-        _check_member(member, name, path)
+        check_member(member, name, path)
         if member.is_dir() or name.endswith("/") or any(_is_ignored(part) for part in name.split("/")):
             continue
         if _is_made_here(name, own):
@@ -291,10 +244,10 @@ def _list_zip(
         is_zip = name.lower().endswith(".zip")
         if member.flag_bits & 1:
             skipped.append((name, "is encrypted; unpack the zip with its password first"))
-        elif member.file_size > _MAX_FILE_BYTES and not is_zip:
-            skipped.append((name, f"has {member.file_size / 2**20:.0f} MiB; the limit is {_MAX_FILE_BYTES // 2**20}"))
+        elif member.file_size > MAX_FILE_BYTES and not is_zip:
+            skipped.append((name, f"has {member.file_size / 2**20:.0f} MiB; the limit is {MAX_FILE_BYTES // 2**20}"))
         else:
-            files[name] = _Member(archive, member)
+            files[name] = Member(archive, member)
     _check_count(sum(_looks_like_picture(name) for name in files), path)
     photos = _sort_out(files, only=set() if inner else _zips_in(files))
     photos.skipped[:0] = skipped
@@ -315,7 +268,7 @@ def _is_made_here(name: str, sessions: set[str]) -> bool:
     return False
 
 
-def _zips_in(files: dict[str, _Source]) -> set[str]:
+def _zips_in(files: dict[str, Source]) -> set[str]:
     """The zips to read: all of them where there is no image beside them."""
     if any(_looks_like_picture(name) for name in files):
         return set()
@@ -323,15 +276,15 @@ def _zips_in(files: dict[str, _Source]) -> set[str]:
 
 
 def _read_inner(
-    photos: Photos, files: dict[str, _Source], path: Path, opened: contextlib.ExitStack, *, spent: int = 0
+    photos: Photos, files: dict[str, Source], path: Path, opened: contextlib.ExitStack, *, spent: int = 0
 ) -> None:
     """Add the photos of the zips that are all there is."""
     for name in sorted(_zips_in(files), key=natural_order):
         source = files[name]
         inner_path = Path(name)
         try:
-            file: Path | IO[bytes] = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
-            archive = opened.enter_context(_open_zip(file, inner_path))
+            file: Path | IO[bytes] = source if isinstance(source, Path) else opened.enter_context(unpacked(source))
+            archive = opened.enter_context(open_zip(file, inner_path))
             inner = _list_zip(archive, inner_path, opened, inner=True, spent=spent)
         except DatasetError as err:
             photos.skipped.append((name, err.problem.removeprefix(f"{inner_path.name} ").rstrip(".")))
@@ -345,36 +298,6 @@ def _read_inner(
         photos._captions |= {prefix + each: source for each, source in inner._captions.items()}
         photos._table |= {prefix + each: words for each, words in inner._table.items()}
     _check_count(len(photos.names), path)
-
-
-def _unpacked(source: _Member) -> IO[bytes]:
-    """A zip inside a zip, where it can be read from any place."""
-    try:
-        file = tempfile.SpooledTemporaryFile(max_size=64 * 2**20)  # noqa: SIM115, closed by the caller's stack
-        with source.archive.open(source.info) as packed:
-            while piece := packed.read(2**20):
-                file.write(piece)
-        file.seek(0)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as err:
-        raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
-    return file
-
-
-def _check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
-    """Refuse the whole zip for one unsafe name: such a file was made to attack whoever unpacks it."""
-    mode = member.external_attr >> 16
-    problem = None
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        problem = "an absolute path"
-    elif ".." in name.split("/"):
-        problem = "a path that points outside the zip"
-    elif "\0" in name:
-        problem = "a zero byte in a name"
-    elif mode and (stat.S_ISLNK(mode) or (stat.S_IFMT(mode) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode))):
-        problem = "a link or device"
-    if problem:
-        shown = name[:80].encode("unicode_escape").decode()
-        raise DatasetError(f"{path.name} holds {problem}: {shown}.", "Make a new zip that holds only photos.")
 
 
 def _is_ignored(name: str) -> bool:
@@ -395,7 +318,7 @@ def _check_count(count: int, path: Path) -> None:
         )
 
 
-def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Photos:
+def _sort_out(files: dict[str, Source], *, only: set[str] | None = None) -> Photos:
     """Tell photos, captions and the rest apart; `only`: the zips that are read as well."""
     photos = Photos([])
     captions: list[str] = []
@@ -411,7 +334,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
             if name not in (only or set()):
                 photos.skipped.append((name, "is a zip among other files: unpack it, or give it by itself"))
         elif suffix not in _QUIET_SUFFIXES:
-            if not is_other_kind(name) and _is_picture(files[name]):
+            if not is_other_kind(name) and is_picture(files[name]):
                 photos.names.append(name)
             else:
                 photos.skipped.append((name, why_no_photo(name)))
@@ -421,21 +344,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
     return photos
 
 
-def _is_picture(source: _Source) -> bool:
-    """Whether a file of an unknown ending begins as images do."""
-    try:
-        if isinstance(source, Path):
-            if not source.is_file():
-                return False
-            with source.open("rb") as file:
-                return is_picture_head(file.read(64))
-        with source.archive.open(source.info) as packed:
-            return is_picture_head(packed.read(64))
-    except Exception:  # whatever a damaged zip raises: then it is none
-        return False
-
-
-def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[str]) -> None:
+def _match_captions(photos: Photos, files: dict[str, Source], captions: list[str]) -> None:
     by_key: dict[str, list[str]] = {}
     for name in photos.names:
         by_key.setdefault(_key(name), []).append(name)
@@ -455,7 +364,7 @@ def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[st
         )
 
 
-def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
+def _match_tables(photos: Photos, files: dict[str, Source]) -> None:
     by_name = {unicodedata.normalize("NFC", name).casefold(): name for name in photos.names}
     by_last: dict[str, list[str]] = {}
     for name in photos.names:
@@ -465,7 +374,7 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
         if PurePosixPath(table).suffix.lower() not in TABLE_SUFFIXES or not photos.names:
             continue
         try:
-            data = _read(files[table])
+            data = read_source(files[table])
             rows = read_caption_table(table, data)
         except DatasetError as err:
             photos.notes.append(f"{table} was not read: it {err.problem}.")

@@ -9,6 +9,7 @@ from fastsd_helpers.checkpoints import CheckpointFile, verify_checkpoint, write_
 from fastsd_helpers.checkpoints.formats.prediction import Prediction, prediction_metadata, sidecar
 from fastsd_helpers.checkpoints.models.parts import open_parts
 from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth.results.best_checkpoint import choose_checkpoint
 from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
@@ -21,7 +22,7 @@ from fastsd_helpers.dreambooth.training.stages import TrainingContext
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import check, from_values, option
-from fastsd_helpers.runtime import describe_device, fault_point
+from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.sessions import Session
 
 __all__ = [

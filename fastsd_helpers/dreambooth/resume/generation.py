@@ -171,6 +171,16 @@ class Job:
     problem: FastSDError | None = None
     spare_bytes: int = 0
 
+    def manifest(self, timeline: str, files: tuple[FileEntry, ...]) -> bytes:
+        """The manifest's bytes, with its files where they are.
+
+        Raises:
+            CheckpointError: the record holds what JSON cannot.
+        """
+        seq, stage, step = require_name(self.name)
+        about = {"seq": seq, "stage": stage, "step": step, "keep": self.keep, "timeline": timeline}
+        return make_manifest(**about, record=self.record, files=files)
+
     def not_written(self, folder: Path, scratch: Path) -> str:
         """Why it is not in the folder, and where it is instead, as a sentence."""
         why = self.problem.problem if self.problem is not None else "It was not tried yet."

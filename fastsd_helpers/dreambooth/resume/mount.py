@@ -7,7 +7,6 @@ what another run's manifest names, or one that cannot be read might, is only rem
 """
 
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -33,11 +32,9 @@ from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.drive import copy_verified, has_arrived, remove_emptied
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import file_errors, sync_folder, write_atomic
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 
 __all__ = ["Shelf"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 class Shelf:

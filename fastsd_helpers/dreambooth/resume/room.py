@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fastsd_helpers.drive import has_arrived
 from fastsd_helpers.errors import DiskFull, DriveError
-from fastsd_helpers.files import free_bytes, size_in_words
+from fastsd_helpers.files import free_bytes
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["Room"]
 

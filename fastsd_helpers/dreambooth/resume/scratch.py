@@ -1,6 +1,5 @@
 """Scratch: the generations' files on this machine's own disk, until the mount has them."""
 
-import logging
 import os
 import shutil
 import threading
@@ -16,11 +15,9 @@ from fastsd_helpers.dreambooth.resume.generation import (
     save_tensors,
 )
 from fastsd_helpers.files import check_room, file_errors, sha256_of
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 
 __all__ = ["Scratch"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 class Scratch:

@@ -6,15 +6,15 @@ the scratch folder, where a new process on the same machine finds it.
 """
 
 import contextlib
-import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.dreambooth.resume.copy_queue import CopyQueue
 from fastsd_helpers.dreambooth.resume.generation import (
     MANIFEST,
     FileEntry,
@@ -25,7 +25,6 @@ from fastsd_helpers.dreambooth.resume.generation import (
     describe,
     generation_name,
     list_generations,
-    make_manifest,
     read_generation,
     require_name,
     role_problem,
@@ -38,20 +37,17 @@ from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.drive import delivers_late, keeps_trash
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
 from fastsd_helpers.files import file_errors, write_atomic
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 
 __all__ = ["CheckpointStore"]
 
-logger = logging.getLogger("fastsd_helpers")
-
-_MOST_QUEUED = 2
 _PATIENCE_S = 900.0  # a mount that hangs must not hold a training for ever
 _RETRY_S = 60.0
 _SETTLE_S = 120.0  # how long Drive gets to deliver a generation before an older one may go
 _LOOK_S = 30.0  # how often a Drive with a trash is asked how much is free, and whether an old one may go by now
 
 
-class CheckpointStore:
+class CheckpointStore(contextlib.AbstractContextManager["CheckpointStore", None]):
     """The generations of one session.
 
     Args:
@@ -88,20 +84,13 @@ class CheckpointStore:
         if keep_last < 1:
             raise CheckpointError(f"keep_last is {keep_last}.", "Keep at least 1 checkpoint.")
         self.folder, self.scratch, self.timeline = Path(folder), Path(scratch), timeline
-        self._report, self._retry_s, self._patience_s = report, retry_s, patience_s
-        if settle_s is None:
-            settle_s = _SETTLE_S if delivers_late(folder) else 0.0
-        self._settle_s = settle_s
-        self._change = threading.Condition()  # guards what follows
-        self._queue: deque[Job] = deque()  # the first one is being copied
-        self._failed: list[Job] = []
-        self._dropped: list[Job] = []
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        settle_s = _SETTLE_S * delivers_late(folder) if settle_s is None else settle_s
+        self._report, self._retry_s, self._patience_s, self._settle_s = report, retry_s, patience_s, settle_s
+        self._queue = CopyQueue(self._deliver, idle=self._look_around, pause_s=self._pause_s)
+        self._change = self._queue.change  # guards what follows too
         self._latest: dict[str, FileEntry] = {}  # role -> its file in the newest generation
         self._reported: set[str] = set()
         self._local_problem: str | None = None
-
         for used in (self.folder, self.scratch):
             with file_errors(used, "create"):
                 used.mkdir(parents=True, exist_ok=True)
@@ -113,9 +102,6 @@ class CheckpointStore:
         # the random suffix keeps two runs apart that could not see each other.
         seen = list_generations(self.folder) + list_generations(self.scratch)
         self._next_seq = 1 + max((require_name(name)[0] for name in seen), default=0)
-
-    def __enter__(self) -> "CheckpointStore":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -165,9 +151,8 @@ class CheckpointStore:
         self._report(
             f"Checkpoint {describe(generation.name)} was found on this machine; it is copied to {self.folder}."
         )
-        with self._change:
-            self._queue.append(Job(generation.name, generation.files, generation.record, generation.keep))
-            self._start_thread()
+        job = Job(generation.name, generation.files, generation.record, generation.keep)
+        self._queue.add(job, supersedes=False)
 
     def keep(self, last: int) -> None:
         """Change how many whole generations are kept from here on."""
@@ -195,7 +180,7 @@ class CheckpointStore:
         while room is not None and room.left is not None and not stopped():
             self._prune()
             self._look()
-            waiting = any(isinstance(job.problem, DiskFull) for job in self._failed)
+            waiting = any(isinstance(job.problem, DiskFull) for job in self._queue.failed)
             if waiting:
                 problems = self.flush()
             elif room.left >= needed:
@@ -237,8 +222,7 @@ class CheckpointStore:
             name, seq, stage, step, keep, bytes (of its own files), sha256s (by role), whole (by sizes; with `verify`
             by hashes too) and state: "whole", "copying" or why it is not whole.
         """
-        with self._change:
-            jobs = {job.name: job for job in [*self._queue, *self._failed]}
+        jobs = {job.name: job for job in self._queue.jobs()}
         rows = [summary_row(job.name, job.files, job.keep, state="copying") for job in jobs.values()]
         rows += self._shelf.rows(but=set(jobs), verify=verify)
         return sorted(rows, key=lambda row: (row["seq"], row["name"]))
@@ -257,7 +241,7 @@ class CheckpointStore:
             CheckpointError: a carried role is not known, or the record holds what JSON cannot.
         """
         self._check(snapshot)
-        self._wait_for_room()
+        self._queue.wait_for_turn(self.folder, patience_s=self._patience_s, report=self._report)
         fault_point("checkpoint.begin")
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         name = generation_name(seq, snapshot.stage, snapshot.step)
@@ -266,7 +250,7 @@ class CheckpointStore:
         try:
             written = self._local.write(name, snapshot)
             job = Job(name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes)
-            write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
+            write_atomic(self.scratch / name / MANIFEST, job.manifest(self.timeline, job.files))
         except DriveError as err:
             self._local.discard(name)
             self._local_problem = f"Checkpoint {describe(name)} was not saved: {err.problem}"
@@ -276,11 +260,7 @@ class CheckpointStore:
             self._local_problem = None
             self._latest = {entry.role: entry for entry in job.files}
             self._local.hold(written)
-            # An older one that could not be copied is superseded; its files stay as long as this one needs them.
-            self._dropped += [failed for failed in self._failed if not failed.keep]
-            self._queue.extend([*(failed for failed in self._failed if failed.keep), job])
-            self._failed = []
-            self._start_thread()
+            self._queue.add(job)  # the files of a superseded one stay as long as this one needs them
         return name
 
     def flush(self) -> list[str]:
@@ -289,35 +269,22 @@ class CheckpointStore:
         Returns:
             Sentences on what could not be written; empty when the newest generation is whole on the mount.
         """
-        with self._change:
-            if self._failed:
-                self._queue.extend(self._failed)
-                self._failed = []
-                self._start_thread()
-            while self._queue:
-                self._change.wait()
-            failed = [job for job in self._failed if job.problem is not None]
-            problems = [job.not_written(self.folder, self.scratch) for job in failed]
-            return problems + ([self._local_problem] if self._local_problem else [])
+        problems = [job.not_written(self.folder, self.scratch) for job in self._queue.flush()]
+        return problems + ([self._local_problem] if self._local_problem else [])
 
     def close(self) -> None:
         """Finish copying and stop the background thread; what could not be written is reported. Twice is harmless."""
-        if self._closed:
+        if self._queue.closed:
             return
         problems = self.flush()
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._queue.close()
         for problem in problems:
             self._report(problem)
         if not problems:
             self._local.clear(everything=True)
 
     def _check(self, snapshot: Snapshot) -> None:
-        if self._closed:
+        if self._queue.closed:
             raise CheckpointError("The checkpoint store is closed.", "Open a new one.")
         for role in snapshot.tensors:
             if problem := role_problem(role):
@@ -330,69 +297,10 @@ class CheckpointStore:
                 "Save it in full.",
             )
 
-    def _wait_for_room(self) -> None:
-        started = time.monotonic()
-        with self._change:
-            if len(self._queue) < _MOST_QUEUED:
-                return
-            self._report(
-                f"The training waits: {len(self._queue)} checkpoints are still being copied to {self.folder}. "
-                "Save less often (save_every) if this happens again."
-            )
-            while len(self._queue) >= _MOST_QUEUED:
-                self._change.wait(timeout=min(1.0, self._patience_s))
-                waiting = [job for job in list(self._queue)[1:] if not job.keep]
-                if waiting and time.monotonic() - started > self._patience_s:
-                    self._queue.remove(waiting[-1])
-                    self._dropped.append(waiting[-1])
-                    self._report(
-                        f"Checkpoint {describe(waiting[-1].name)} was dropped for a newer "
-                        f"one: {self.folder} has accepted nothing for {self._patience_s:.0f} s."
-                    )
-
-    def _manifest(self, job: Job, files: tuple[FileEntry, ...]) -> bytes:
-        seq, stage, step = require_name(job.name)
-        return make_manifest(
-            seq=seq, stage=stage, step=step, keep=job.keep, timeline=self.timeline, record=job.record, files=files
-        )
-
     # ------------------------------------------------------------------------------------ background copy
 
-    def _start_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="checkpoint-copy", daemon=True)
-            self._thread.start()
-        self._change.notify_all()
-
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    if not self._change.wait(timeout=self._pause_s()):
-                        break
-                if not self._queue:
-                    self._queue.extend(self._failed)
-                    self._failed = []
-                job = self._queue[0] if self._queue else None
-            if job is None:
-                if self._something_may_go():
-                    self._prune()
-                self._look()
-                continue
-            problem = self._deliver(job)
-            with self._change:
-                job.problem = problem
-                self._queue.popleft()
-                if problem is not None:
-                    newer = any(not queued.keep for queued in self._queue)
-                    (self._dropped if newer and not job.keep else self._failed).append(job)
-                self._change.notify_all()
-
-    def _pause_s(self) -> float | None:
-        """How long the thread sleeps when nothing is queued."""
-        if self._failed:
+    def _pause_s(self, failed: bool) -> float | None:
+        if failed:
             return self._retry_s
         return None if self._room is None else _LOOK_S
 
@@ -423,10 +331,11 @@ class CheckpointStore:
         self._local.free(wanted=self._wanted(), is_there=self._shelf.was_put)
         return None
 
-    def _something_may_go(self) -> bool:
+    def _look_around(self) -> None:
         with contextlib.suppress(DriveError):
-            return len(list_generations(self.folder)) > self._shelf.keep_last
-        return False
+            if len(list_generations(self.folder)) > self._shelf.keep_last:
+                self._prune()
+        self._look()
 
     def _look(self) -> None:
         """Look how much is free on a Drive with a trash, and say so when it turns out to give nothing back."""
@@ -445,7 +354,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         try:
             with self._pruning:
-                self._shelf.prune(busy=self._busy(), wanted=self._wanted())
+                self._shelf.prune(busy={job.name for job in self._queue.jobs()}, wanted=self._wanted())
         except DriveError as err:
             self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
 
@@ -463,12 +372,8 @@ class CheckpointStore:
             # An earlier attempt got as far as the manifest and was then found not to be whole. Nothing is ever
             # overwritten, so it gets a name of its own.
             job.name = generation_name(*require_name(job.name))
-        files = self._shelf.put(
-            job.name,
-            job.files,
-            local=self._local.find,
-            manifest=lambda placed: self._manifest(job, placed),
-        )
+        manifest = partial(job.manifest, self.timeline)
+        files = self._shelf.put(job.name, job.files, local=self._local.find, manifest=manifest)
         with self._change:
             for entry in files:
                 newest = self._latest.get(entry.role)
@@ -476,23 +381,17 @@ class CheckpointStore:
                     self._latest[entry.role] = entry
 
     def _discard_dropped(self) -> None:
-        with self._change:
-            dropped, self._dropped = self._dropped, []
-        for job in dropped:
+        for job in self._queue.take_dropped():
             logger.info("Checkpoint %s is superseded.", describe(job.name))
             try:
                 self._shelf.discard(job.name, wanted=self._wanted())
             except DriveError as err:  # pruned with the others later
                 logger.debug("Checkpoint %s could not be removed: %s", job.name, err)
 
-    def _busy(self) -> set[str]:
-        with self._change:
-            return {job.name for job in [*self._queue, *self._failed]}
-
     def _wanted(self) -> set[str]:
         with self._change:
-            jobs = [*self._queue, *self._failed]
-            return {entry.sha256 for files in (self._latest.values(), *(job.files for job in jobs)) for entry in files}
+            waiting = [job.files for job in self._queue.jobs()]
+            return {entry.sha256 for files in (self._latest.values(), *waiting) for entry in files}
 
     def _report_once(self, kind: str, sentence: str) -> None:
         if kind not in self._reported:

@@ -15,6 +15,7 @@ from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.dreambooth.running.forecast import Plan
 from fastsd_helpers.dreambooth.training.base_model import suit_cpu
 from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
+from fastsd_helpers.dreambooth.training.optimizers import state_bytes, weight_bytes
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.wording import label_of
@@ -31,6 +32,8 @@ _ALIKE = 1.3  # largest area to smallest: within it the largest stands for all
 _HALF = 0.6
 # Each block's inputs, and the whole of one block while it is computed again.
 _CHECKPOINTED = 0.3
+# A tensor's gradient, and in float32 itself, its gradient, the mean square, the step and the chance of its rounding.
+_STEP_BYTES = 2 + 5 * 4
 _CUDA_BYTES = 600 * 2**20  # CUDA's own context and libraries
 
 
@@ -119,12 +122,19 @@ def peak_bytes(context: TrainingContext, stage: str, size: tuple[int, int] | Non
     present = unet + (context.count_of("text_encoder") if stage == "text_encoder" else 0)
     # Of float32 weights autocast keeps a 16-bit copy until the step is done.
     weights = present * (2 if context.base_dtype else 6 if context.dtype else 4)
-    state_bytes = 2 if config.optimizer == "adamw8bit" else 8
-    learning = trained * (4 + state_bytes + (4 if config.ema else 0))
+    learning = trained * (state_bytes(config.optimizer) + (4 if config.ema else 0)) + _gradient_bytes(context, stage)
     kept = saved_bytes(context, learns=stage == "unet", size=size) * (_HALF if context.dtype else 1.0)
     kept *= _CHECKPOINTED if config.gradient_checkpointing else 1.0
     own = _CUDA_BYTES if context.device.type == "cuda" else 0
     return int(weights + learning + kept) + own
+
+
+def _gradient_bytes(context: TrainingContext, stage: str) -> int:
+    """Bytes of a stage's gradients: of all of them, or of the largest alone where each is stepped by itself."""
+    if context.config.optimizer != "adafactor" or context.parts > 1:
+        return weight_bytes(context.config) * context.trained_count_of(stage)
+    networks = [context.build_empty(part) for part in context.family.parts_of(stage)]
+    return _STEP_BYTES * max(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 def saved_bytes(context: TrainingContext, *, learns: bool, size: tuple[int, int] | None = None) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from fastsd_helpers.device import name_arithmetic
 from fastsd_helpers.dreambooth.dataset.advice import advise
 from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
 from fastsd_helpers.dreambooth.results import finishing, learned
@@ -44,13 +45,7 @@ from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
 from fastsd_helpers.processes import Ranks, stop_signals, watched_over, world_here
-from fastsd_helpers.runtime import (
-    choose_waiting,
-    fault_point,
-    make_cpu_sums_repeatable,
-    name_arithmetic,
-    versions,
-)
+from fastsd_helpers.runtime import choose_waiting, fault_point, make_cpu_sums_repeatable, versions
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
@@ -226,7 +221,8 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
-        for line in [*self.start.reasons, *advice, *self.plan.lines()]:
+        self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
+        for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}

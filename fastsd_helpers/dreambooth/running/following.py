@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastsd_helpers.device import Device, describe_device
 from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.resume import Generation
 from fastsd_helpers.dreambooth.settings import PlannedConfig
@@ -19,7 +20,7 @@ from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SettingsError
 from fastsd_helpers.processes import Ranks
-from fastsd_helpers.runtime import Device, describe_device, fault_point
+from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.sessions import Session
 
 __all__ = ["Brief", "due_after", "follow", "load_learned", "rate_at", "weakest_device"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, PlannedConfig
+from fastsd_helpers.dreambooth.training.optimizers import state_bytes, weight_bytes
 from fastsd_helpers.drive import delivers_late, keeps_trash
 from fastsd_helpers.files import check_room, free_bytes
 from fastsd_helpers.wording import label_of
@@ -64,6 +65,7 @@ class Plan:
     fits: bool = True  # and the finished file beside them
     buckets: tuple[dict[str, Any], ...] = ()  # which image is trained at which size, and what of it is cut off
     bucket_lines: tuple[str, ...] = ()  # the same in words, where there is something to say
+    notes: tuple[str, ...] = ()  # which settings were filled in and why, and advice; `lines()` leaves them out
 
     @property
     def finish_bytes(self) -> int:
@@ -76,11 +78,11 @@ class Plan:
             f"{_gb(size)} in the {label_of(stage)} stage" for stage, size in self.generation_bytes.items()
         )
         return [
+            *self.bucket_lines,
             f"{self.steps} steps; a checkpoint takes {sizes}; the finished file {_gb(self.export_bytes)}.",
             f"The run writes {_gb(self.written_bytes)} in all, and takes at most {_gb(self.peak_bytes)} at a time; "
             f"{_gb(self.free_bytes)} are free.",
             *self._cost(),
-            *self.bucket_lines,
             *self.reasons,
             *self.saving_lines(),
         ]
@@ -153,13 +155,12 @@ def _minutes(seconds: float) -> str:
 
 def generation_sizes(config: DreamBoothConfig, stages: Mapping[str, int], parameters: Mapping[str, int]) -> dict:
     """Bytes of one checkpoint, by stage; `parameters` is stage -> number of trained values."""
-    state_bytes = 2 if config.optimizer == "adamw8bit" else 8  # two moments: of one byte, or of float32
     # With ema the raw weights are saved beside the averaged ones.
-    weight_bytes = 8 if config.ema else 4
-    sizes = {stage: parameters[stage] * (weight_bytes + state_bytes) for stage in stages}
+    weights = 8 if config.ema else weight_bytes(config)
+    sizes = {stage: parameters[stage] * (weights + state_bytes(config.optimizer)) for stage in stages}
     if config.keep_best and stages:
         last = list(stages)[-1]
-        sizes[last] += 4 * parameters[last]
+        sizes[last] += weight_bytes(config) * parameters[last]
     return sizes
 
 
@@ -189,7 +190,7 @@ def plan_run(
     check_room(folder, export_bytes, "the finished file", spare=_beside(export_bytes), hint=_ROOM_HINT)
     sizes = generation_sizes(config, stages, parameters)
     # The earlier stage's weights lie once beside the later one's checkpoints.
-    carried = 4 * parameters.get("text_encoder", 0) if len(stages) > 1 else 0
+    carried = weight_bytes(config) * parameters.get("text_encoder", 0) if len(stages) > 1 else 0
     needs = _needs_of(folder, stages, sizes, carried, export_bytes, standing)
     reasons: list[str] = []
     # Where deleted ones count, keeping fewer would make no room.

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import peak_memory_bytes
 from fastsd_helpers.files import scratch_root
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
-from fastsd_helpers.runtime import peak_memory_bytes, redact
+from fastsd_helpers.runtime import redact
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import label_of
 

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.errors import FastSDError, TrainingFailed
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 __all__ = ["explain_shortage", "settings_to_change", "shortage"]

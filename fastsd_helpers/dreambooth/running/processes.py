@@ -1,14 +1,11 @@
 """How many processes share a training: one on each GPU, or as many as are asked for; said with the reason."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
-from fastsd_helpers.dreambooth.training.beginning import require_share
 from fastsd_helpers.dreambooth.training.segments import segments_in
-from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.processes import count_gpus, world_here
+from fastsd_helpers.processes import choose_count, count_gpus, world_here
 from fastsd_helpers.sessions import Session
 
 __all__ = ["Processes", "choose_processes"]
@@ -25,42 +22,20 @@ class Processes:
 def choose_processes(
     config: DreamBoothConfig, session: Session, *, restart: bool = False, more: bool = False
 ) -> Processes:
-    """Choose the number of processes before anything is loaded.
-
-    Those that were started together (`accelerate launch`) are taken as they are. What is asked for wins; then what the
-    run was begun with; then one for every GPU, as far as they can share the parts of a step that has begun.
+    """Choose the number of processes before anything is loaded, see `choose_count`.
 
     Args: restart, more: whether the run is begun anew, or a finished one is gone on with.
 
     Raises:
         SettingsError: there are fewer GPUs, or they cannot share the steps of the run equally.
     """
-    gpus, world = count_gpus(), world_here()
-    asked = given_values(config).get("processes")
+    gpus, asked = count_gpus(), given_values(config).get("processes")
     parts, before = (None, None) if restart else _begun(session.record, given_values(config) if more else {})
-    if world > 1:
-        if asked not in (None, world):
-            raise SettingsError(
-                f"processes (--processes) is {asked}, but {world} processes were started together.",
-                f"Leave it out, or have accelerate launch start {asked}.",
-            )
-        count = world
-    elif asked:
-        if gpus and asked > gpus:
-            raise SettingsError(
-                f"processes (--processes) is {asked}, and this machine has {gpus} GPU{'s' * (gpus > 1)}: each process "
-                "needs one of its own.",
-                f"Choose {gpus}, or leave it out; with fewer processes, --accumulation makes up for them.",
-            )
-        count = asked
-    elif gpus > 1 and importlib.util.find_spec("accelerate") is None:
-        return Processes(1, f"1 of {gpus} GPUs is used: Accelerate is not installed (fastsd install dreambooth).")
-    else:
-        most = min(before, gpus) if before and gpus else before or max(1, gpus)
-        count = max(each for each in range(1, most + 1) if not parts or parts % each == 0)
-    if parts:
-        require_share(parts, count)
-    return Processes(count, _reason(config, count, gpus=gpus, asked=bool(asked or world > 1), parts=parts))
+    count, idle = choose_count(asked, gpus, package="dreambooth", parts=parts, before=before)
+    if idle:
+        return Processes(count, idle)
+    shared = bool(asked) or world_here() > 1
+    return Processes(count, _reason(config, count, gpus=gpus, asked=shared, parts=parts))
 
 
 def _begun(record: dict[str, Any], changes: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
 from fastsd_helpers.dreambooth.families import Counts, Family, family_named
 from fastsd_helpers.dreambooth.presets import choose_base_model
@@ -14,7 +15,6 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_setting
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import DiskFull, FastSDError, ModelError, SettingsError
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, ModelSpec, find_model, spec_of
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 __all__ = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import Device
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, load_dataset, recorded_images, what_changed
 from fastsd_helpers.dreambooth.presets import choose_base_model
 from fastsd_helpers.dreambooth.resume import Generation
@@ -25,11 +26,11 @@ from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.errors import ModelNotFound, SettingsError
 from fastsd_helpers.options import from_values, to_values
+from fastsd_helpers.processes import require_share
 from fastsd_helpers.registry import check_resolution, models
-from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["MoreSteps", "Start", "find_base", "find_start", "require_share"]
+__all__ = ["MoreSteps", "Start", "find_base", "find_start"]
 
 
 _DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
@@ -183,21 +184,6 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
             f"{what_changed(segment.pictures, dataset)}.",
             f"Restore them to resume the run; to continue training with the new ones, add --more-steps N{when}; "
             "or start again from step 0 with --restart; nothing saved is lost.",
-        )
-
-
-def require_share(parts: int, processes: int) -> None:
-    """Refuse a number of processes that cannot share a step's parts equally.
-
-    Raises:
-        SettingsError: with the numbers that can.
-    """
-    if parts % processes:
-        able = " or ".join(str(count) for count in range(1, parts + 1) if parts % count == 0)
-        raise SettingsError(
-            f"processes (--processes) is {processes}, and each optimizer step of this run has {parts} forward "
-            f"pass{'es' * (parts > 1)}, as it was begun: they cannot be shared equally.",
-            f"Choose {able} to resume it, or start again from step 0 with --restart.",
         )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-__all__ = ["ClassDrawing", "find_class_images", "write_class_image"]
+__all__ = ["ClassDrawing", "find_class_images", "size_drawn", "write_class_image"]
 
 _NAME = re.compile(r"^(\d{5})-([0-9a-f]{12})\.png$")
 # Drawn in fixed groups: on some devices a picture's last bits depend on the others in its batch.
@@ -44,6 +44,12 @@ def find_class_images(folder: Path) -> dict[int, Path]:
             if match and hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[2]):
                 found[int(match[1])] = path
     return found
+
+
+def size_drawn(sizes: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
+    """Width and height of a class image that is drawn, by its number: each different size in turn, for a group."""
+    different = list(dict.fromkeys(sizes))
+    return different[number // _GROUP % len(different)]
 
 
 def write_class_image(folder: Path, number: int, picture: "Image.Image") -> Path:
@@ -163,7 +169,7 @@ class ClassDrawing:
             vae,
             text[[number % len(self.prompts) for number in numbers]],
             text[-1:],
-            size=self.sizes[numbers[0] // _GROUP % len(self.sizes)],
+            size=size_drawn(self.sizes, numbers[0]),
             seeds=[self._seed_of(number) for number in numbers],
             steps=_STEPS,
             guidance=self.guidance,

@@ -5,6 +5,7 @@
 The copies are what is trained on, so a run goes on where the folder they came from is not.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,15 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.captions.photo_names import name_photos
-from fastsd_helpers.dreambooth.dataset.buckets import sort_into_buckets
+from fastsd_helpers.dreambooth.dataset.buckets import class_lines, sort_into_buckets, sort_sizes
 from fastsd_helpers.dreambooth.dataset.originals import own_place
 from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage, recorded_images
 from fastsd_helpers.dreambooth.photos.decoding import decode_photo
 from fastsd_helpers.dreambooth.photos.finding import Photos, open_photos
 from fastsd_helpers.dreambooth.photos.image_names import printable
-from fastsd_helpers.dreambooth.training.class_images import ClassDrawing, find_class_images, write_class_image
+from fastsd_helpers.dreambooth.training.class_images import (
+    ClassDrawing,
+    find_class_images,
+    size_drawn,
+    write_class_image,
+)
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
+from fastsd_helpers.images.files import PictureProblem, open_picture
 from fastsd_helpers.sessions import Session
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ __all__ = ["ClassImages", "OwnClassPictures"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+_ORIENTATION = 0x0112  # of EXIF: above 4 the picture lies on its side
 _HINT = "Give a folder or a zip with images of the class, such as other dogs; if it is empty, they are generated."
 
 
@@ -66,6 +74,23 @@ class OwnClassPictures:
         with open_photos(self._place) as photos:
             self._classes_of(photos)
             return f"class images: your own, {len(photos.names)} in {self._place}"
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each, by its header alone; of squares nothing is read. What cannot be opened is left out.
+
+        Raises:
+            DatasetError: the folder is gone, and they are not copied.
+        """
+        if not self._whole:
+            return []
+        if self._copied():
+            return [_upright_size(path) for path in find_class_images(self.folder).values()]
+        found = []
+        with open_photos(self._place) as photos:
+            for name in photos.names:
+                with contextlib.suppress(PictureProblem):  # said when it is copied
+                    found.append(_upright_size(photos.read(name)))
+        return found
 
     def fill(self) -> tuple[list[PreparedImage], list[str]]:
         """Copy what is not copied yet; returns the images with their class, and sentences on what was left out.
@@ -148,6 +173,13 @@ class OwnClassPictures:
         write_class_image(self.folder, number, ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
 
 
+def _upright_size(source: Path | bytes) -> tuple[int, int]:
+    with open_picture(source) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(_ORIENTATION, 1) > 4
+    return (height, width) if turned else (width, height)
+
+
 class ClassImages:
     """The class images of a run: a user's own, or generated ones.
 
@@ -172,7 +204,14 @@ class ClassImages:
 
     def check(self) -> list[str]:
         """What can be said before anything is loaded or written; raises as `OwnClassPictures.check`."""
-        return [self._own.check()] if self._own else []
+        context = self._context
+        if self._own:
+            lines, sizes = [self._own.check()], self._own.sizes()
+        else:
+            count = context.config.class_images if context.config.class_prompts else 0
+            lines, sizes = [], [size_drawn(self._sizes, number) for number in range(count)]
+        unnamed, multiple = [("", size, (0.5, 0.5)) for size in sizes], context.base.spec.multiple
+        return [*lines, *class_lines(sort_sizes(unnamed, context.resolutions(classes=True), multiple))]
 
     def fill(self, *, say: Callable[[str], None], stopped: Callable[[], bool]) -> tuple[PreparedImage, ...]:
         """Copy or generate those that are missing; returns all in order, nothing without prior preservation.

@@ -1,7 +1,8 @@
 """All randomness of a run as a function of (seed, stage, step): nothing random has to be saved or restored.
 
 A run that was cut and resumed draws the same images, mirrorings, noise and timesteps as one that was not.
-Everything is drawn on the CPU, so that every device sees the same numbers.
+Everything is drawn on the CPU, so that every device sees the same numbers; the rounding of bfloat16 weights alone is
+drawn where they are, as it takes a number for each of them.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +43,12 @@ class Batch:
     apart: "Batch | None" = None  # class images of another size, which take a forward pass of their own
 
 
-def generator_for(*key: object) -> "torch.Generator":
-    """A CPU generator seeded by the SHA-256 of its key, so that near-by keys share nothing."""
+def generator_for(*key: object, device: Any = "cpu") -> "torch.Generator":
+    """A generator seeded by the SHA-256 of its key, so that near-by keys share nothing."""
     import torch
 
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def pick_images(seed: int, stage: str, position: int, count: int, images: int) -> list[int]:

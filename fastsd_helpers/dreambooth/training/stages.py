@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import Device, reuse_freed_memory
 from fastsd_helpers.dreambooth.dataset.buckets import Bucket, sort_into_buckets
 from fastsd_helpers.dreambooth.families import Conditions, Family
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
@@ -25,17 +26,11 @@ from fastsd_helpers.dreambooth.training.cache import SortedLatents, encode_bucke
 from fastsd_helpers.dreambooth.training.ema import Average
 from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
-from fastsd_helpers.dreambooth.training.optimizers import (
-    build_optimizer,
-    pack_optimizer,
-    sum_gradients,
-    unpack_optimizer,
-)
+from fastsd_helpers.dreambooth.training.optimizers import Stepper, sum_gradients, weight_bytes
 from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.processes import Ranks
-from fastsd_helpers.runtime import Device, reuse_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +71,12 @@ class TrainingContext:
 
     @property
     def base_dtype(self) -> Any:
-        """The torch dtype in which weights that nobody trains are kept; None for float32.
+        """The torch dtype in which the networks of a stage are kept; None for float32.
 
         A LoRA's own matrices are in float32 all the same.
         """
-        return self.dtype if self.family.half_base and self.config.method == "lora" else None
+        half = self.family.half_base if self.config.method == "lora" else weight_bytes(self.config) == 2
+        return self.dtype if half else None
 
     def count_of(self, stage: str) -> int:
         """Number of values of a stage's networks, from the model's own configuration."""
@@ -142,14 +138,13 @@ class TrainingContext:
         return self.device.type == "cpu" and half and (px // 8) ** 2 < 1024
 
     def sort(self, images: "tuple[PreparedImage, ...]", *, classes: bool = False) -> tuple[Bucket, ...]:
-        """Sort images into the buckets of every resolution that is trained.
+        """Sort images, or class images, into the buckets of every resolution that they are trained at."""
+        return sort_into_buckets(images, self.resolutions(classes=classes), self.base.spec.multiple)
 
-        Class images are made at the resolution of the samples and not trained at a larger one, which would blur them.
-        """
-        sides = self.config.training_resolutions
-        if classes:
-            sides = tuple(px for px in sides if px <= self.config.resolution) or sides[:1]
-        return sort_into_buckets(images, sides, self.base.spec.multiple)
+    def resolutions(self, *, classes: bool = False) -> tuple[int, ...]:
+        """Those that are trained; class images have that of the samples, and a larger one would blur them."""
+        every, most = self.config.training_resolutions, self.config.resolution
+        return tuple(px for px in every if not classes or px <= most) or every[:1]
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
@@ -334,8 +329,9 @@ class StageTrainer(ABC):
         if config.method == "lora" and learned is not None:  # in the segment before this one
             self._put(learned)
         self.average = Average(self.parameters, config.ema) if config.ema else None
-        self.optimizer = build_optimizer(context.config.optimizer, self.parameters, lr)
-        self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
+        named = dict(zip(self.names, self.parameters, strict=True))
+        scaled = context.dtype is torch.float16
+        self.stepper = Stepper(config.optimizer, named, lr, device=context.device, scaled=scaled, parts=context.parts)
         if context.config.gradient_checkpointing:
             for network in networks.values():
                 checkpoint_gradients(network)
@@ -350,17 +346,10 @@ class StageTrainer(ABC):
 
     def take_step(self, step: int, lr: float) -> float:
         """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
-        import torch
-
         own = step - self._before
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.stepper.begin(lr, (self.context.config.seed, self.key, own))
         total = sum_gradients(self.context.ranks, self.context.parts, self.parameters, partial(self._backward, own))
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepper.step()
         if self.average:
             self.average.update(own)
         return total
@@ -369,7 +358,7 @@ class StageTrainer(ABC):
         """Add the gradients of a step's part to what there is; returns its loss."""
         with self.context.autocast():
             loss = self.loss_of(self.context.draw_batch(self.key, own, part))
-        self.scaler.scale(loss / self.context.parts).backward()
+        self.stepper.scale(loss / self.context.parts).backward()
         return loss.item()
 
     def loss_of(self, batch: Batch) -> "torch.Tensor":
@@ -414,11 +403,11 @@ class StageTrainer(ABC):
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All that a resumed run needs: tensors by role, and JSON-able values."""
-        optimizer, rest = pack_optimizer(self.optimizer, self.names)
+        optimizer, rest = self.stepper.state()
         tensors = {self.stage: self.weights(), "optimizer": optimizer}
         if self.average:
             tensors["raw"] = self._tensors()
-        return tensors, {"optimizer": rest, "scaler": self.scaler.state_dict()}
+        return tensors, rest
 
     def restore(self, generation: "Generation") -> None:
         """Go on from a checkpoint."""
@@ -427,9 +416,7 @@ class StageTrainer(ABC):
             self.average.put([learned[name] for name in self.names])
             learned = generation.load("raw")
         self._put(learned)
-        unpack_optimizer(self.optimizer, self.names, generation.load("optimizer"), generation.record["optimizer"])
-        if generation.record["scaler"]:
-            self.scaler.load_state_dict(generation.record["scaler"])
+        self.stepper.restore(generation.load("optimizer"), generation.record)
 
     def _put(self, tensors: "dict[str, torch.Tensor]") -> None:
         if self.context.config.method == "full":

@@ -12,7 +12,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from fastsd_helpers.dreambooth.dataset.crops import Crop, list_crops, open_original, prepare_with_boxes
+from fastsd_helpers.dreambooth.dataset.crops import (
+    Crop,
+    keeps_shapes,
+    list_crops,
+    open_original,
+    prepare_with_boxes,
+)
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.forms.widgets.view import View, draw_script, load_widgets, make_button, make_field, make_frame
 from fastsd_helpers.sessions import Session
@@ -21,6 +27,10 @@ __all__ = ["CropEditor", "edit_crops"]
 
 _WIDEST_PX = 480
 _SMALLEST_SIDE_PX = 32
+_WHOLE = (
+    "These images keep their whole photos (crop none), so there is no crop to correct. For square crops choose crop "
+    "smart in cell 3a, and run cell 3b again."
+)
 _HELP = "Drag the square, or its corner. With keys: arrows move it, plus and minus (or Shift and arrows) resize it."
 
 # Handlers as attributes, because a script that is put into a page this way is not run. `e` is the pointer's event,
@@ -121,10 +131,8 @@ class CropEditor(View):
         about = widgets.HTML(html.escape(_HELP))
         about.add_class("fastsd-quiet")
         fields = [make_field(self._choice), *(make_field(slider) for slider in self._sliders.values())]
-        right = widgets.VBox(
-            [*fields, about, widgets.HBox([self._automatic, self._apply]), self._message],
-            layout=layout(flex="1 1 300px"),
-        )
+        self._controls = widgets.VBox([*fields, about, widgets.HBox([self._automatic, self._apply])])
+        right = widgets.VBox([self._controls, self._message], layout=layout(flex="1 1 300px"))
         keys = widgets.HTML(draw_script(_CAPTURE), layout=layout(display="none"))
         row = widgets.HBox([self._picture, right, self._hidden], layout=layout(align_items="flex-start"))
         self.box = make_frame(keys, row, label="The crops of the photos")
@@ -145,7 +153,8 @@ class CropEditor(View):
             self._crops = dict(reversed(self._crops.items()))
         except DatasetError as err:
             self._crops = {}
-            self._say_error(err)
+            self._say(_WHOLE) if keeps_shapes(self._session) else self._say_error(err)
+        self._controls.layout.display = "" if self._crops else "none"
         self.boxes = {name: crop.box for name, crop in self._crops.items() if crop.by_hand}
         self._draft = self._read_draft()
         for name, box in self._draft.items():

@@ -2,10 +2,11 @@
 
 import html
 
-from fastsd_helpers.files import bytes_in, free_bytes, size_in_words
+from fastsd_helpers.files import bytes_in, free_bytes
 from fastsd_helpers.forms.widgets.delete_view import DeleteView
 from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions, room_note
 from fastsd_helpers.sessions.folders import children
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["show_space"]
 

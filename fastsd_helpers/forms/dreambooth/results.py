@@ -8,12 +8,12 @@ from pathlib import Path
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareResult
 from fastsd_helpers.dreambooth.results.finishing import finished_result
 from fastsd_helpers.errors import FastSDError, SessionUnfinished
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.dreambooth.exporting import disconnect_when_safe, unfinished
 from fastsd_helpers.forms.widgets.view import View, draw_notice, draw_picture, load_widgets, make_button, make_frame
 from fastsd_helpers.runtime import where
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["DisconnectView", "PicturesView", "show_disconnect", "show_prepared", "show_result"]
 

@@ -145,8 +145,9 @@ def learning_settings(config: TeachConfig) -> FineTuneConfig:
 
 
 def run_values(config: TeachConfig) -> dict[str, Any]:
-    """What a run is told apart by: all settings but those that say how to go on."""
-    return {name: value for name, value in to_values(config).items() if not hasattr(_Going, name)}
+    """What a run is told apart by: all settings but those that say how to go on, and on how many GPUs."""
+    values = to_values(config).items()
+    return {name: value for name, value in values if not hasattr(_Going, name) and name != "processes"}
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
@@ -232,7 +233,9 @@ def _watch(run: TeachingRun, child: Any) -> None:
         if live.process not in (None, child.process):  # of an earlier run of this folder
             return
         drawing = draw_rate_curve(live.curve, live.steps, "character error rate (CER)") if live.steps else ""
-        view.show(words_of_news(live), live.step, live.steps or 1, drawing=drawing, messages=[_RELOADED])
+        view.show(
+            words_of_news(live), live.step, live.steps or 1, drawing=drawing, messages=[*live.messages, _RELOADED]
+        )
 
     try:
         answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")

@@ -20,8 +20,9 @@ from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 from fastsd_helpers.trocr.reading.dataset import LineSet
+from fastsd_helpers.trocr.reading.processes import choose_processes, launch_reading, session_division, session_shares
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
-from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, SavedLine, choose_reader
 from fastsd_helpers.trocr.teaching.language import fit_language
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
@@ -162,16 +163,14 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     show_widget(view.box)
     watch = _Watch(view, _count_files(images))
     try:
-        with quiet_transformers():
-            settings: dict[str, Any] = {item.name: getattr(config, item.name) for item in options_of(ReadConfig)}
-            reader = Reader(chosen, **settings)
-            reader, gain = _with_language(reader, config.language, session, watch)
-        watched = {"progress": watch.line, "between": watch.batch}
-        if images:
-            lines = session.read(reader, images, pages=config.pages, order=config.order, **watched)
+        count = choose_processes(config.processes, lambda: session_shares(images)) if images else 1
+        if count > 1:
+            division = session_division(session, config, images, chosen)
+            launch_reading(count, division, watch.count, watch.is_stopped)
+            session.look_again()
+            lines, gain = session.lines(), ""
         else:
-            logger.info("No images were given, so the built-in sample lines are read.")
-            lines = session.read_samples(reader, **watched)
+            lines, gain = _read_here(config, session, images, chosen, watch)
     except KeyboardInterrupt as err:
         stopped = Interrupted(*_STOPPED)
         view.end_with(stopped)
@@ -187,9 +186,24 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     return ConfidenceView(session)
 
 
+def _read_here(
+    config: ReadPicturesConfig, session: ReadingSession, images: str, chosen: str, watch: "_Watch"
+) -> tuple[list[SavedLine], str]:
+    """The lines, and what the language model gains, in words."""
+    with quiet_transformers():
+        settings: dict[str, Any] = {item.name: getattr(config, item.name) for item in options_of(ReadConfig)}
+        reader = Reader(chosen, **settings)
+        reader, gain = _with_language(reader, config.language, session, watch)
+    watched = {"progress": watch.line, "between": watch.batch}
+    if images:
+        return session.read(reader, images, pages=config.pages, order=config.order, **watched), gain
+    logger.info("No images were given, so the built-in sample lines are read.")
+    return session.read_samples(reader, **watched), gain
+
+
 def _with_language(reader: Reader, wanted: str, session: ReadingSession, watch: "_Watch") -> tuple[Reader, str]:
-    """The reader with a language model that was asked for, as it helps on the corrected lines; and that in words."""
-    if wanted in ("auto", "none"):
+    """The reader, whose language model of a text counts as it helps on the corrected lines; and that in words."""
+    if wanted in ("auto", "none") or wanted.endswith(".safetensors"):  # the file of one has weights that were chosen
         return reader, ""
     lines = session.corrected() if session.has_corrections else LineSet([])
     reader, gain = fit_language(reader, lines, progress=watch.batch)
@@ -213,6 +227,15 @@ class _Watch:
         self.batch(0)
         if self._view.stop_clicks:
             raise Interrupted(*_STOPPED)
+
+    def count(self, lines: int) -> None:
+        """Note how many lines other processes have read."""
+        self._lines = lines
+
+    def is_stopped(self) -> bool:
+        """Look, while other processes read; whether Stop was pressed."""
+        self.batch(0)
+        return self._view.stop_clicks > 0
 
     def batch(self, done: int) -> None:
         """Let the page speak, and show what is new twice a second; a second press of Stop does not wait for a line."""

@@ -5,10 +5,10 @@ import html
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.view import View, draw_error, draw_notice, load_widgets, make_button
 from fastsd_helpers.trocr.reading.session import SAMPLES_FOLDER, ReadingSession
 from fastsd_helpers.trocr.reading.session_files import write_zip
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["DownloadView"]
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.drive import mount_drive, sessions_root
 from fastsd_helpers.errors import (
     DependencyMissing,
@@ -23,7 +24,7 @@ from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
 from fastsd_helpers.playground import Page, PlaygroundConfig
 from fastsd_helpers.processes.notes import read_object
-from fastsd_helpers.runtime import describe_device, in_notebook, logger, where
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
     ControlNetConfig,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.controlnet import find_controlnets, tasks, total_bytes
 from fastsd_helpers.drive import sessions_root
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.files import file_errors, size_in_words
+from fastsd_helpers.files import file_errors
 from fastsd_helpers.registry import models
 from fastsd_helpers.sessions.folders import children, models_in
 from fastsd_helpers.webui import Places, WebUI, find_places, find_ui
 from fastsd_helpers.webui.places import store_folder
 from fastsd_helpers.webui.placing.bundles import runs_in
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, ENDINGS, look_at
+from fastsd_helpers.wording import size_in_words
 
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session

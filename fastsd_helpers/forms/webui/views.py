@@ -7,13 +7,14 @@ from collections import deque
 
 from fastsd_helpers.drive import deletion_note
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.files import free_bytes, size_in_words
+from fastsd_helpers.files import free_bytes
 from fastsd_helpers.forms.webui.shared_state import NotebookUI
 from fastsd_helpers.forms.widgets.delete_view import DeleteView
 from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, make_frame
 from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import Kept, delete_kept, find_link, list_kept, stop
 from fastsd_helpers.webui.running.background import BackgroundLink
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 

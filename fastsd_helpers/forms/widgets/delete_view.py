@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, make_field, make_frame
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["DeleteView"]
 

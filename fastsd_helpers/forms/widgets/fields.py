@@ -73,18 +73,17 @@ class Field:
     def _make_widget(self, widgets: Any) -> Any:
         option = self.option
         name = {"description": label_of(option.name)}
+        # Where the help says what an empty field means, it is not chosen automatically.
+        empty = "automatic" if option.optional and "; empty:" not in option.help else ""
+        alone = [(empty, None)] if option.optional else []  # the first entry of a choice
         if option.secret:
             return widgets.Password(**name)
         if option.choices is not None:
-            # The empty first entry is how a choice is left alone.
-            entries = [(str(choice), choice) for choice in option.choices]
-            return widgets.Dropdown(options=[("", None), *entries] if option.optional else entries, **name)
+            return widgets.Dropdown(options=[*alone, *((str(choice), choice) for choice in option.choices)], **name)
         if option.kind is bool and option.optional:
-            return widgets.Dropdown(options=[("", None), ("yes", True), ("no", False)], **name)
+            return widgets.Dropdown(options=[*alone, ("yes", True), ("no", False)], **name)
         if option.kind is bool:
             return widgets.Checkbox(indent=True, **name)
-        # Where the help says what an empty field means, it is not chosen automatically.
-        empty = "automatic" if option.optional and "; empty:" not in option.help else ""
         return widgets.Text(continuous_update=False, placeholder=empty, **name)
 
     def _help(self) -> str:

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.style import read_script
 from fastsd_helpers.forms.widgets.view import load_widgets
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["FileBridge"]
 

@@ -254,9 +254,11 @@ class Form(View, Generic[Config]):
             base.choice.set_use(str(self.values().get("method", "full")))
         spec = next((spec for spec in models() if spec.key == self.values().get("base_model")), None)
         defaults = spec.defaults if spec is not None else {}
+        given = self._given()
         for name, field in self._fields.items():
-            if field.option.optional:
-                field.suggest(f"{spec.key}: {defaults[name]}" if spec is not None and name in defaults else "")
+            # A setting with a default of its own follows the model too, until something is chosen here.
+            follows = field.option.optional or name not in given
+            field.suggest(f"{spec.key}: {defaults[name]}" if spec is not None and name in defaults and follows else "")
 
 
 def _choice(option: Option, session: Remembering | None) -> Choice | None:

@@ -3,9 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.registry import models
+from fastsd_helpers.wording import size_in_words
 
 if TYPE_CHECKING:
     from pathlib import Path

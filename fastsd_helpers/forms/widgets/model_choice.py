@@ -1,10 +1,10 @@
 """Choosing a model in a notebook: a known one, a Hub id, a path or a link, with what it is and whether it fits here."""
 
+from fastsd_helpers.device import Device, describe_device
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.widgets.choice import Choice
 from fastsd_helpers.model_lookup import known_model, understand
 from fastsd_helpers.registry import ModelSpec, models, require_trainable, require_trainable_key
-from fastsd_helpers.runtime import Device, describe_device
 
 __all__ = ["ModelChoice", "describe_fit"]
 

@@ -18,13 +18,12 @@ from fastsd_helpers.dreambooth.dataset import captioning
 from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import Form, show_form
 from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_button, make_frame
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.wording import count_in_words, list_some
+from fastsd_helpers.wording import count_in_words, list_some, size_in_words
 
 __all__ = [
     "CaptionerConfig",
@@ -188,7 +187,8 @@ def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView
     """
 
     def rehearse() -> list[str]:
-        return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
+        found = engine.plan(settings.config(), session, rehearse=True)
+        return [*found.notes, *found.lines(), "Nothing was trained."]
 
     return ToolView("Dry run", "The model is loaded and a few steps are timed; this may take a minute…", rehearse)
 

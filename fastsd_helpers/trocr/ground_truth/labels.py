@@ -1,13 +1,13 @@
 """The text of a label, whatever form it is in: plain, a number, Donut's JSON, a file of any code page."""
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.names.code_pages import decode_text, guess_page
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, why_unusable
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 
@@ -22,8 +22,6 @@ __all__ = [
     "read_texts",
     "texts_of",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")

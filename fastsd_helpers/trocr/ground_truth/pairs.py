@@ -1,17 +1,15 @@
 """Pairs of files: an image, and a text of the same name (`0001.png` with `0001.gt.txt` or `0001.txt`)."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.labels import label_text, read_texts
 from fastsd_helpers.trocr.ground_truth.pictures import plain_name
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 
 __all__ = ["rows_of_pairs"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # Versions of one image that OCR4all, Calamari and kraken keep beside each other; the first that is there counts.
 _VERSIONS = ("", ".nrm", ".raw", ".dew", ".desp", ".despeckled", ".ocrd", ".bin")

@@ -1,7 +1,6 @@
 """Lines from transcribed pages: PAGE and ALTO files, folders of them, and exports as a zip."""
 
 import functools
-import logging
 import shutil
 import tempfile
 import weakref
@@ -11,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.files import natural_order
 from fastsd_helpers.names.zips import read_names
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.alto_xml import read_alto
 from fastsd_helpers.trocr.ground_truth.crops import PageCrops
 from fastsd_helpers.trocr.ground_truth.marked_page import MarkedPage, Point, bounds_of
@@ -21,10 +20,9 @@ from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder, plain_name
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.ground_truth.xml_file import parse_xml, root_name
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, open_page
+from fastsd_helpers.wording import natural_order
 
 __all__ = ["UnpackedZip", "find_transcriptions", "rows_of_transcriptions", "unpacked"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _ROOTS = {"PcGts": read_page_xml, "alto": read_alto, "ALTO": read_alto}
 _MOST_FILES, _MOST_BYTES = 20_000, 40_000_000_000

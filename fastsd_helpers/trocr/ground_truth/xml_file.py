@@ -5,7 +5,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.files import size_in_words
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["parse_xml", "root_name"]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.device import Device, describe_cpu, describe_device
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
-from fastsd_helpers.runtime import Device, describe_cpu, describe_device
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.image_processor import Pixels
 from fastsd_helpers.trocr.model.search import Limits
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer
@@ -30,8 +30,6 @@ __all__ = [
     "quiet_transformers",
     "repair_positions",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # Files of a model's folder: those of its tokenizer, and of its image settings.
 WORDS = (

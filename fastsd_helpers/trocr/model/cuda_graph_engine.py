@@ -9,18 +9,16 @@ recording gives what the step gives is checked on the user's GPU, each time one 
 be made, the step runs without one, and that is said.
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.torch_engine import DecoderState, TorchEngine, decoder_step
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["RecordedEngine"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _STEPS_UNIT = 32  # buffers are made for this many steps, or twice, three times as many
 _WARM_UP = 3  # runs before the recording, in which libraries choose their kernels; as PyTorch's documentation has it

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.device import describe_device
 from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS, LANGUAGE
 from fastsd_helpers.processes import file_lock
-from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.checkpoint import PICTURES, WORDS, Checkpoint, copy_files, open_in_bitsandbytes
 from fastsd_helpers.trocr.model.signal_stack import signal_stack_kept
 from fastsd_helpers.trocr.model.torch_engine import TorchEngine, cross_keys, decoder_step, position_rows
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _VERSION = 3  # of the two graphs' inputs and outputs
 _one_at_a_time = threading.RLock()  # what the two packages see in sys.modules holds for the whole process
@@ -77,16 +76,16 @@ def _quiet_conversion(packages: list[Any]) -> Iterator[None]:
 
     # Not by nncf.set_log_level: that quiets every handler hung on nncf's log, those of others too, and for good.
     loggers = [logging.getLogger(package.__name__) for package in packages]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
 
 
 def _require(*names: str) -> list[Any]:

@@ -1,17 +1,15 @@
 """What a model's tokenizer makes of a text, and how it is extended with characters it lacks."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.runtime import logger
 
 __all__ = ["Coverage", "comes_back", "measure_coverage", "prepare_vocabulary"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FEWEST = 1  # times a letter must occur to get a token of its own
 _MARKS = ("<s>", "<pad>", "</s>", "<unk>")

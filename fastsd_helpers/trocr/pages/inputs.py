@@ -5,20 +5,21 @@ reported with its name and the reason; the ones after it are read all the same.
 """
 
 import contextlib
-import logging
 import os
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.files import natural_order
 from fastsd_helpers.images import files
 from fastsd_helpers.images.headers import count_frames
 from fastsd_helpers.trocr.pages.pdf import draw_pages
+from fastsd_helpers.wording import natural_order
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PICTURE_SUFFIXES",
     "Item",
+    "count_files",
     "gather",
+    "gather_share",
     "list_files",
     "open_file",
     "open_frame",
@@ -34,8 +37,6 @@ __all__ = [
     "open_picture",
     "to_rgb",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp2")  # that one is named, not opened
@@ -68,12 +69,56 @@ def gather(sources: Any) -> Iterator[Item]:
     Raises:
         DatasetError: a path that does not exist, or a folder with no image in it.
     """
+    for open_one in _openers(sources):
+        yield from open_one()
+
+
+def gather_share(sources: Any, number: int, count: int) -> Iterator[Item]:
+    """Open what one of several processes reads of `sources`: every so manieth file, or page where there are few files.
+
+    Args:
+        sources: as of `gather`.
+        number: of the process, from 0.
+        count: of the processes.
+    """
+    openers = list(_openers(sources))
+    if len(openers) < count:
+        yield from islice(chain.from_iterable(open_one() for open_one in openers), number, None, count)
+    else:
+        yield from chain.from_iterable(open_one() for open_one in openers[number::count])
+
+
+def count_files(sources: Any) -> tuple[int, int]:
+    """How many images, and how many files that may hold several pages, `gather` opens."""
+    names = [str(name) for name in _names(sources)]
+    several = sum(name.lower().endswith((".pdf", ".tif", ".tiff")) for name in names)
+    return len(names) - several, several
+
+
+def _openers(sources: Any) -> Iterator[Callable[[], Iterator[Item]]]:
     sources = _as_list(sources)
     if isinstance(sources, (list, tuple)):  # a slip in the last name is told before the first image is read
         for source in sources:
             _check_there(source)
     for place, source in enumerate(sources):
-        yield from _open_source(source, f"image {place + 1}")
+        folder = _folder_of(source)
+        if folder is None:
+            yield partial(_open_source, source, f"image {place + 1}")
+        else:
+            yield from (partial(open_file, folder / name, name) for name in list_files(folder))
+
+
+def _names(sources: Any) -> Iterator[Any]:
+    for source in _as_list(sources):
+        folder = _folder_of(source)
+        yield from [source] if folder is None else list_files(folder)
+
+
+def _folder_of(source: Any) -> Path | None:
+    if isinstance(source, (str, Path)) and not _LINK.match(str(source)):
+        path = Path(source).expanduser()
+        return path if path.is_dir() else None
+    return None
 
 
 def _as_list(sources: Any) -> Iterable[Any]:
@@ -99,11 +144,7 @@ def _open_source(source: Any, name: str) -> Iterator[Item]:
             return
         _check_there(source)
         path = Path(text).expanduser()
-        if path.is_dir():
-            for found in list_files(path):
-                yield from open_file(path / found, found)
-        else:
-            yield from open_file(path, path.name)
+        yield from open_file(path, path.name)
     else:
         try:
             yield Item(name, _checked(to_rgb(source), name.capitalize()))

@@ -4,7 +4,6 @@ Lines are found by the detector that ships inside the package rapidocr (PP-OCR's
 upright, joining, cutting and the order are ours.
 """
 
-import logging
 import math
 import os
 import statistics
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, needs_package
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather
 from fastsd_helpers.trocr.pages.line_images import (
@@ -49,8 +49,6 @@ __all__ = [
     "read_pages",
     "turn_back",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FAINT, _SURE = 0.3, 0.5  # of the detector's score: the least for a long piece, and for any
 _SPECK = 0.8  # of the usual height: what is smaller from corner to corner is no writing

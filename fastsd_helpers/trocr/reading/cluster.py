@@ -16,7 +16,6 @@ from typing import Any
 
 from fastsd_helpers import errors
 from fastsd_helpers.errors import DatasetError, FastSDError, SettingsError, needs_package
-from fastsd_helpers.files import natural_order
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports.formats import require_formats
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, list_files
@@ -31,6 +30,7 @@ from fastsd_helpers.trocr.reading.transcription import (
     name_inputs,
     read_inputs,
 )
+from fastsd_helpers.wording import natural_order
 
 __all__ = ["ClusterConfig", "transcribe_on_ray"]
 

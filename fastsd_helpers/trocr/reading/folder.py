@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ from fastsd_helpers.trocr.exports.tables import BOM, no_formula
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, list_files, open_file
 from fastsd_helpers.trocr.reading.rows import read_items
 
-__all__ = ["FORMATS", "BulkResult", "is_begun", "parse_shard", "read_folder", "rows_to_bytes"]
+__all__ = [
+    "FORMATS",
+    "BulkResult",
+    "add_results",
+    "count_parts",
+    "is_begun",
+    "parse_shard",
+    "read_folder",
+    "rows_to_bytes",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -121,6 +131,20 @@ def read_folder(
     problems = sum(_problems_in(_part_path(parts_folder, part)) for part in mine)
     path = _join(parts_folder, list(parts), out / f"lines.{format}", format)
     return BulkResult(len(names), read_now, before, problems, path)
+
+
+def add_results(results: Sequence[BulkResult]) -> BulkResult:
+    """What several processes did together, each with its own shard; the last of them joined the parts."""
+    now, before, problems = (
+        sum(getattr(result, name) for result in results) for name in ("read_now", "read_before", "problems")
+    )
+    path = next((result.path for result in results if result.path), None)
+    return BulkResult(results[0].pictures, now, before, problems, path)
+
+
+def count_parts(folder: Path, out: Path) -> int:
+    """How many parts `read_folder` reads this folder in, and so how many processes get one."""
+    return math.ceil(len(list_files(folder, leave_out=out)) / _PART)
 
 
 def is_begun(out: Path) -> bool:

@@ -18,7 +18,7 @@ from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.model.line import Line
-from fastsd_helpers.trocr.pages.inputs import Item, gather
+from fastsd_helpers.trocr.pages.inputs import Item, gather, gather_share
 from fastsd_helpers.trocr.pages.page_reader import cut_lines, open_detector
 from fastsd_helpers.trocr.reading.browser_uploads import Uploaded, unpack_upload
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, group_of, read_lines
@@ -50,6 +50,7 @@ SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
 _BLOCK = 5  # neighbouring lines of a single page that are held out together
 _VERSION = 1
 _LINES, _JOURNAL = "lines.jsonl", "reading.jsonl"
+_SHARE = "reading-{}.jsonl"  # of each of several processes
 _CHUNK = 256  # lines read and written down together
 
 
@@ -67,6 +68,13 @@ class _Pictures:
         "auto", help="what the images are: single lines, or whole pages, whose lines are found first (segmentation)"
     )
     order: Literal["auto", "columns", "rows", "rtl"] = option("auto", help="reading order of a page; rows: a ledger")
+    processes: int | None = option(
+        None,
+        help="processes, one on each GPU, that divide many images; default: auto, which is one on every GPU",
+        low=1,
+        high=64,
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,23 @@ class ReadPicturesConfig(ReadConfig, _Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, ["reader (--reader) is empty"] if not str(self.reader).strip() else [])
+
+
+class _Known:
+    """How images are read, and what was read so before.
+
+    Attributes:
+        look, order: what the images are, and the order of a page's lines.
+        by, names: what the reading depends on as versions now write it, and as any has.
+        lines, pages: the rows of single lines, and of pages, by their keys.
+    """
+
+    def __init__(self, reader: Any, look: str, order: Any, rows: tuple[list[dict[str, Any]], ...]) -> None:
+        self.look, self.order = look, order
+        self.by = fingerprint(reader, look, order)
+        by_place = fingerprint_by_place(reader, look) if order == "auto" else self.by  # those versions knew no order
+        self.names = (self.by, by_place)
+        self.lines, self.pages = known_rows(rows, self.by, by_place)
 
 
 class ReadingSession:
@@ -96,6 +121,10 @@ class ReadingSession:
         self.uploads, self.pictures = self.folder / "uploads", self.folder / "lines"
         check_writable(self.pictures)
         self.record: dict[str, Any] = {"version": _VERSION} | self._load("session.json", {})
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Load the lines and corrections anew, after another process has read into the folder."""
         self._right: dict[str, dict[str, str]] = self._load("corrections.json", {})
         self._rows: list[dict[str, Any]] = self._load_rows(_LINES)
 
@@ -224,42 +253,84 @@ class ReadingSession:
             DatasetError: nothing there.
             DependencyMissing: a page, and rapidocr is not installed.
         """
-        by = fingerprint(reader, pages, order)
-        by_place = fingerprint_by_place(reader, pages) if order == "auto" else by  # those versions knew no order
-        journal = self._load_rows(_JOURNAL)
-        lines, known = known_rows((self._rows, journal), by, by_place)
+        known = _Known(reader, pages, order, (self._rows, journal := self._load_journals()))
+        rows = self._read_rows(reader, gather(images), known, _JOURNAL, journal, progress, between)
+        if carry_over(self._right, rows, [*self._rows, *journal]):
+            self._write_corrections()
+        # Of another reading that was cut short, and may go on; and of other images, which may be wanted again.
+        self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in known.names)])
+        for path in self.folder.glob(_SHARE.format("*")):
+            path.unlink(missing_ok=True)
+        return self.lines()
+
+    def read_share(
+        self,
+        reader: Any,
+        images: Any,
+        shard: tuple[int, int],
+        *,
+        pages: str = "auto",
+        order: Any = "auto",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read what one of several processes reads of the images, for a `read` after them that finds it known.
+
+        Args:
+            reader: a Reader.
+            images: as of `read`.
+            shard: (number from 0, how many).
+            pages: as of `read`.
+            order: as of `read`.
+            progress: called with the number of lines done, after each.
+        """
+        known = _Known(reader, pages, order, (self._rows, self._load_journals()))
+        own = _SHARE.format(shard[0])
+        self._read_rows(reader, gather_share(images, *shard), known, own, self._load_rows(own), progress, None)
+
+    def _load_journals(self) -> list[dict[str, Any]]:
+        names = [_JOURNAL, *sorted(path.name for path in self.folder.glob(_SHARE.format("*")))]
+        return [row for name in names for row in self._load_rows(name)]
+
+    def _read_rows(
+        self,
+        reader: Any,
+        items: Iterator[Item],
+        known: "_Known",
+        name: str,
+        journal: list[dict[str, Any]],
+        progress: Callable[[int], None] | None,
+        between: Callable[[int], None] | None,
+    ) -> list[dict[str, Any]]:
+        """The rows of these images; after every page, or 256 lines, what is known is in the journal of that name."""
         rows: list[dict[str, Any]] = []
         detector: Any = None
-        for is_page, items in runs_of(gather(images), pages):
-            for chunk in chunks(items, 1 if is_page else _CHUNK):
+        for is_page, run in runs_of(items, known.look):
+            for chunk in chunks(run, 1 if is_page else _CHUNK):
                 if not is_page:
                     try:
-                        for row in self._line_rows(reader, chunk, lines, by, between):
+                        for row in self._line_rows(reader, chunk, known.lines, known.by, between):
                             rows.append(row)
                             if progress:
                                 progress(len(rows))
                     except (KeyboardInterrupt, Interrupted):
                         # Stopped in the middle of a chunk: what was read of it is not read again.
-                        write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
+                        write_atomic(self.folder / name, as_jsonl([*rows, *not_among(journal, rows)]))
                         raise
                 elif chunk[0].picture is None:
                     logger.warning("%s", chunk[0].problem)
-                    rows.append(unread_row(chunk[0], by))
+                    rows.append(unread_row(chunk[0], known.by))
                 else:
                     page = key_of(chunk[0].picture)
-                    if page not in known:  # the page "" is that of single lines, and no page's key
+                    if page not in known.pages:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
-                        how = {"detector": detector, "order": order, "or_line": pages == "auto"}
-                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, by, **how)
-                    rows += known[page]
-                write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
+                        how = {"detector": detector, "order": known.order, "or_line": known.look == "auto"}
+                        read = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, known.by, **how)
+                        known.pages[page] = read
+                    rows += known.pages[page]
+                write_atomic(self.folder / name, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
-        if carry_over(self._right, rows, [*self._rows, *journal]):
-            self._write_corrections()
-        # Of another reading that was cut short, and may go on; and of other images, which may be wanted again.
-        self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))])
-        return self.lines()
+        return rows
 
     def _take_rows(self, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
         """These rows are what was read; the others are kept in the journal."""

@@ -6,8 +6,8 @@ was killed at any moment reads no page twice, and ends with the same files as on
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,22 @@ from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, open_detecto
 from fastsd_helpers.trocr.reading.results import LocalResults, Results
 from fastsd_helpers.trocr.reading.rows import fingerprint, is_page
 
-__all__ = ["ToRead", "TranscribeConfig", "Transcribed", "begin_run", "name_inputs", "read_inputs", "transcribe"]
+__all__ = [
+    "ENOUGH",
+    "ToRead",
+    "TranscribeConfig",
+    "Transcribed",
+    "add_results",
+    "begin_run",
+    "count_shares",
+    "name_inputs",
+    "read_inputs",
+    "transcribe",
+]
 
 _RUN = ".fastsd-run"  # in the folder of the results
 _SETTINGS = f"{_RUN}/settings.json"
+ENOUGH = 16  # files for a process: it takes some ten seconds until it reads
 _TOGETHER = 64  # single lines read together
 _MOST_PIXELS = 50_000_000  # that are held of them
 
@@ -122,6 +134,25 @@ def read_inputs(
     finally:
         reader.watches = before
     return done
+
+
+def add_results(results: Sequence[Transcribed]) -> Transcribed:
+    """What several processes did together, each with its own shard."""
+    total = Transcribed(results[0].folder)
+    for result in results:
+        for item in fields(Transcribed):
+            if item.name != "folder":
+                setattr(total, item.name, getattr(total, item.name) + getattr(result, item.name))
+    return total
+
+
+def count_shares(sources: list[str], out: Path) -> int:
+    """How many processes get enough of these files to be worth their start.
+
+    Raises:
+        DatasetError: there is nothing to read.
+    """
+    return max(1, len(_list_inputs(sources, out)) // ENOUGH)
 
 
 def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:

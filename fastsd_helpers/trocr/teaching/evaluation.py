@@ -10,8 +10,7 @@ from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 from fastsd_helpers.trocr.reading.reader import Reader
-from fastsd_helpers.trocr.teaching.confusions import count_confusions
-from fastsd_helpers.trocr.teaching.metrics import Score, Scores, line_errors, score_lines
+from fastsd_helpers.trocr.teaching.metrics import Score, Scores, count_confusions, line_errors, score_lines
 
 __all__ = ["ComparedLine", "Comparison", "Evaluation", "compare_readers", "evaluate", "evaluation_from"]
 

@@ -9,6 +9,7 @@ lines of one group (a writer, a page, neighbours on a single page) are never on 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DatasetError, DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import to_values
+from fastsd_helpers.processes import Ranks, require_share, watched_over, world_here
 from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.trocr.model.checkpoint import (
     PICTURES,
@@ -33,16 +35,25 @@ from fastsd_helpers.trocr.model.checkpoint import (
     open_checkpoint,
     quiet_transformers,
 )
-from fastsd_helpers.trocr.model.vocabulary import comes_back, measure_coverage, prepare_vocabulary
-from fastsd_helpers.trocr.pages.inputs import gather
+from fastsd_helpers.trocr.model.vocabulary import measure_coverage, prepare_vocabulary
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
+from fastsd_helpers.trocr.teaching.checkpoints import last_whole_checkpoint
 from fastsd_helpers.trocr.teaching.evaluation import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.teaching.hub_upload import card_head
 from fastsd_helpers.trocr.teaching.language import LanguageGain, keep_language
+from fastsd_helpers.trocr.teaching.processes import (
+    SETTINGS,
+    begun_parts,
+    choose_processes,
+    finetune_words,
+    launch_finetune,
+    open_ranks,
+)
 from fastsd_helpers.trocr.teaching.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.teaching.schedule import FineTuneConfig, Schedule, choose_schedule, split_lines
-from fastsd_helpers.trocr.teaching.trainer import StoppedHere, TrainingLines, last_whole_checkpoint, make_trainer
+from fastsd_helpers.trocr.teaching.trainer import StoppedHere, make_trainer
+from fastsd_helpers.trocr.teaching.training_lines import TrainingLines, drop_unfitting, drop_unreadable
 
 __all__ = [
     "FineTuneConfig",
@@ -94,7 +105,9 @@ def finetune(
 ) -> FineTuneResult:
     """Fine-tune a model and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
 
-    Called again after the end, it gives the same result and does nothing; the checkpoints are removed at the end.
+    Called again after the end, it gives the same result and does nothing; the checkpoints are removed at the end. With
+    more than one GPU, or with `processes`, lines that are named by paths are learned by other processes, which this one
+    starts and watches over; where this process was started together with others, by those.
 
     Args:
         config: what learns, epochs, rates, batch size.
@@ -119,41 +132,62 @@ def finetune(
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
-    checkpoint = _open_learner(config, model, out)
-    if earlier := not restart and _is_earlier(out):
-        config = dataclasses.replace(config, normal_form="none")
-    sets = split_lines(config, data, held_out)
-    train_set, held_set = (_drop_unreadable(lines).in_form(config.normal_form) for lines in sets)
-    _check_settings(out, config, str(model), train_set, held_set, restart)
-    if (finished := finished_result(out)) is not None:
-        logger.info("This run is already finished: %s", finished.path)
-        return finished
-    before = _evaluate_before(checkpoint.folder, held_set, config, report, stop)
-    trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop, earlier)
-    first_step = _learn(trainer, out, stop)
-    target = out / "model"
-    if trainer.is_world_process_zero():
-        with quiet_transformers(), _named_failures(out):
-            _write_model(trainer.model, tokenizer, checkpoint, target, config)
-    trainer.accelerator.wait_for_everyone()
-    report(TeachingProgress("after", steps := trainer.state.global_step, steps))
-    after = _evaluate(target, held_set, config, stop)
-    gains = _keep_language(target, train_set, held_set, texts, config, stop) if trainer.is_world_process_zero() else ()
-    made = FineTuneResult(
-        target.absolute(), before.scores.cer.rate, after.scores.cer.rate, before, after, steps, first_step,
-        seconds=time.monotonic() - began,
-        train_lines=len(train_set.lines),
-        held_out_lines=len(held_set.lines),
-        added_letters="".join(added),
-        curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
-        language=gains,
-    )  # fmt: skip
-    if made.cer_after > made.cer_before:
-        logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
-    if trainer.is_world_process_zero():
-        _write_card(made, config, str(model), train_set, held_set)
-        _write_result(made, out)
-    return made
+    count, why = choose_processes(config, out, by_paths=_are_paths(data, held_out), restart=restart)
+    if why and not watched_over():
+        logger.info("%s", why)
+        report(TeachingProgress(message=why))
+    if count > world_here():
+        words = finetune_words(config, data, out, model=model, held_out=held_out, restart=restart, texts=texts)
+        launch_finetune(count, words, out, model=str(model), report=report, stop=stop)
+        if (made := finished_result(out)) is None:
+            raise TrainingFailed(f"The fine-tuning has ended without a result in {out}.", "Run it again to resume.")
+        return made
+    with open_ranks(report, stop) as (ranks, tell):
+        with ranks.in_turn():
+            checkpoint = _open_learner(config, model, out)
+        if earlier := ranks.share(lambda: not restart and _is_earlier(out)):
+            config = dataclasses.replace(config, normal_form="none")
+        sets = split_lines(config, data, held_out)
+        train_set, held_set = (drop_unreadable(lines).in_form(config.normal_form) for lines in sets)
+        check = functools.partial(_check_settings, out, config, str(model), train_set, held_set, restart, ranks.size)
+        # All that follows is counted in the parts of a step, by however many processes they are worked out.
+        config = dataclasses.replace(config, accumulation=ranks.share(check), processes=None)
+        if (finished := ranks.share(lambda: finished_result(out))) is not None:
+            logger.info("This run is already finished: %s", finished.path)
+            return finished
+        before = _evaluate_before(checkpoint.folder, held_set, config, tell, stop, ranks)
+        trainer, tokenizer, added = _make_learner(
+            config, checkpoint, train_set, held_set, out, tell, stop, ranks, earlier
+        )
+        first_step = _learn(trainer, out, stop, ranks)
+
+        def finish() -> FineTuneResult:
+            target = out / "model"
+            with quiet_transformers(), _named_failures(out):
+                _write_model(trainer.model, tokenizer, checkpoint, target, config)
+            tell(TeachingProgress("after", steps := trainer.state.global_step, steps))
+            after = _evaluate(target, held_set, config, stop)
+            result = FineTuneResult(
+                target.absolute(), before.scores.cer.rate, after.scores.cer.rate, before, after, steps, first_step,
+                seconds=time.monotonic() - began,
+                train_lines=len(train_set.lines),
+                held_out_lines=len(held_set.lines),
+                added_letters="".join(added),
+                curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
+                language=_keep_language(target, train_set, held_set, texts, config, stop),
+            )  # fmt: skip
+            if result.cer_after > result.cer_before:
+                logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
+            _write_card(result, config, str(model), train_set, held_set)
+            _write_result(result, out)
+            return result
+
+        return ranks.share(finish)
+
+
+def _are_paths(*sources: Any) -> bool:
+    """Whether other processes can read these lines."""
+    return all(source is None or isinstance(source, (str, Path)) for source in sources)
 
 
 def _keep_language(
@@ -208,6 +242,7 @@ def _make_learner(
     out: Path,
     report: TeachingReport,
     stop: threading.Event | None,
+    ranks: Ranks,
     earlier: bool = False,
 ) -> tuple[Any, Any, list[str]]:
     """The trainer of this run, the tokenizer, and the letters that were added to it.
@@ -225,7 +260,7 @@ def _make_learner(
     start = end if config.vocabulary == "replace" else limits.start
     longest = min(network.config.decoder.max_position_embeddings, 512)
     if not earlier:
-        train = _drop_unfitting(train, tokenizer, longest, config)
+        train = drop_unfitting(train, tokenizer, longest, config)
     _set_generation(network, tokenizer, start, end, train, longest)
     network = _choose_what_learns(network, config)
     train_lines = TrainingLines(train, checkpoint, tokenizer, start, end, longest, config)
@@ -234,17 +269,19 @@ def _make_learner(
     train_lines.config = dataclasses.replace(config, token_noise=schedule.token_noise)
     if schedule.reason:
         logger.info("%s", schedule.reason)
-    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out, report=report, stop=stop)
+    trainer = make_trainer(
+        config, schedule, network, tokenizer, train_lines, held_lines, out, report=report, stop=stop, ranks=ranks
+    )
     return trainer, tokenizer, added
 
 
-def _learn(trainer: Any, out: Path, stop: threading.Event | None) -> int:
+def _learn(trainer: Any, out: Path, stop: threading.Event | None, ranks: Ranks) -> int:
     """Train, from the last whole checkpoint on; returns the step it began with."""
-    resume = last_whole_checkpoint(out / "checkpoints")
+    resume = ranks.share(lambda: last_whole_checkpoint(out / "checkpoints"))
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
         logger.info("Resuming from step %d of %d.", first_step, trainer.planned_steps)
-    if stop is not None and stop.is_set():
+    if ranks.any(stop is not None and stop.is_set()):
         raise _interrupted(first_step, 0)
     with quiet_transformers(), _named_failures(out):
         try:
@@ -284,25 +321,32 @@ def _require_packages(config: FineTuneConfig) -> None:
 
 def _is_earlier(out: Path) -> bool:
     """Whether a run of a version that knew no Unicode form lies here; its texts stay as they are."""
-    path = out / "settings.json"
+    path = out / SETTINGS
     return path.is_file() and "normal_form" not in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _check_settings(
-    out: Path, config: FineTuneConfig, model: str, train: LineSet, held: LineSet, restart: bool
-) -> None:
+    out: Path, config: FineTuneConfig, model: str, train: LineSet, held: LineSet, restart: bool, processes: int = 1
+) -> int:
+    """Write down what a run is begun with, or compare with that; returns the parts of its steps."""
     check_writable(out)
     names = [[line.name, line.text] for line in (*train.lines, *held.lines)]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    wanted = {**to_values(config), "model": model, "lines": len(names), "lines_sha256": digest}
-    path = out / "settings.json"
+    # The processes may change within a run, what they share may not.
+    values = {name: value for name, value in to_values(config).items() if name != "processes"}
+    begun = None if restart else begun_parts(out)
+    parts = begun or config.accumulation * processes
+    wanted = {**values, "parts": parts, "model": model, "lines": len(names), "lines_sha256": digest}
+    require_share(parts, processes)
+    path = out / SETTINGS
     if restart:
         for name in ("checkpoints", "model"):
             shutil.rmtree(out / name, ignore_errors=True)
         (out / _RESULT).unlink(missing_ok=True)
     elif path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found = {"normal_form": "none", "language": wanted["language"]} | kept  # what earlier versions did not ask
+        # What earlier versions did not ask.
+        found = {"normal_form": "none", "language": wanted["language"], "parts": parts} | kept
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
         if changed:
             told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
@@ -310,8 +354,9 @@ def _check_settings(
                 f"{out} holds a run with other settings: {told}.", "Use the earlier ones, another folder, or --restart."
             )
         if "normal_form" not in kept:
-            return  # begun by an earlier version, it stays what it is
+            return parts  # begun by an earlier version, it stays what it is
     write_atomic(path, json.dumps(wanted, indent=1).encode())
+    return parts
 
 
 def _stopper(stop: threading.Event | None) -> Callable[[int], None]:
@@ -333,13 +378,21 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
 
 
 def _evaluate_before(
-    model: Path, held: LineSet, config: FineTuneConfig, report: TeachingReport, stop: threading.Event | None
+    model: Path,
+    held: LineSet,
+    config: FineTuneConfig,
+    report: TeachingReport,
+    stop: threading.Event | None,
+    ranks: Ranks,
 ) -> Evaluation:
+    import torch
     import transformers
 
     transformers.set_seed(config.seed)  # of everything that comes, the new weights too
     report(TeachingProgress("before"))
-    return _evaluate(model, held, config, stop)
+    before = ranks.share(lambda: _evaluate(model, held, config, stop))
+    torch.set_rng_state(ranks.share(torch.get_rng_state))
+    return before
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
@@ -375,49 +428,6 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
         )
         network = peft.get_peft_model(network, settings)
     return network
-
-
-def _drop_unfitting(lines: LineSet, tokenizer: Any, longest: int, config: FineTuneConfig) -> LineSet:
-    """Leave out lines whose text the model cannot write: longer than it can, or other characters than it has.
-
-    Cut to its length, a text would teach that lines end in their middle.
-    """
-    kept, too_long, changed = [], [], []
-    for line in lines.lines:
-        tokens = len(tokenizer.encode(line.text, add_special_tokens=False)) + 1
-        if tokens > longest:
-            too_long.append(line)
-            logger.warning("%s is left out: its text takes %d tokens, and this model writes %d at most.",
-                           line.name, tokens, longest)  # fmt: skip
-        elif config.vocabulary != "keep" and not comes_back(tokenizer, line.text):
-            changed.append(line)
-            logger.warning("%s is left out: its text has characters that this vocabulary gives back as others: %r.",
-                           line.name, line.text)  # fmt: skip
-        else:
-            kept.append(line)
-    if too_long:
-        logger.warning("%d of %d lines are too long for this model: cut them into shorter lines, or set "
-                       "--vocabulary replace where most characters take several tokens.",
-                       len(too_long), len(lines.lines))  # fmt: skip
-    if not kept:
-        raise DatasetError(
-            f"None of the {len(lines.lines)} lines can be learned: {len(too_long)} are too long, {len(changed)} have "
-            "characters that do not come back.",
-            "Cut the lines, or use --vocabulary replace.",
-        )
-    return LineSet(kept, lines.problems, lines.source)
-
-
-def _drop_unreadable(lines: LineSet) -> LineSet:
-    """Leave out lines whose image cannot be opened, with a warning each; learning would stop at the first."""
-    kept = []
-    for line in lines.lines:
-        item = next(iter(gather([line.picture])))
-        if item.picture is None:
-            logger.warning("%s is left out: %s", line.name, item.problem)
-        else:
-            kept.append(line)
-    return LineSet(kept, lines.problems, lines.source)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,18 @@
-"""How right a reading is: character and word error rates, raw and normalised, with an interval."""
+"""How right a reading is: character and word error rates, with an interval, and which characters are read as which."""
 
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastsd_helpers.errors import needs_package
 
-__all__ = ["Score", "Scores", "line_errors", "normalise", "score_lines"]
+__all__ = ["Score", "Scores", "count_confusions", "line_errors", "normalise", "score_lines"]
 
 _RESAMPLES = 1000
+_MOST_CONFUSED, _MOST_MISSING = 50, 20
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,34 @@ def _with_interval(pairs: list[tuple[int, int]], seed: int) -> Score:
     rates.sort()
     low, high = rates[int(0.025 * _RESAMPLES)], rates[int(0.975 * _RESAMPLES) - 1]
     return Score(edits / max(1, symbols), low, high, edits, symbols)
+
+
+def count_confusions(
+    pairs: Iterable[tuple[str, str]],
+) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    """Count the edits that turn each truth into what was read.
+
+    Args:
+        pairs: (truth, read) of each line, in one Unicode form; blanks around them do not count.
+
+    Returns:
+        Up to 50 confusions ({truth, read, count}; one of both is empty for a character left out or made up), and up to
+        20 characters that were left out ({letter, count, of}: so often, of all times it is in the truth).
+    """
+    with needs_package("Counting confusions", "Run: fastsd install trocr"):
+        from rapidfuzz.distance import Levenshtein
+    counted: Counter[tuple[str, str]] = Counter()
+    letters: Counter[str] = Counter()
+    for truth, read in ((truth.strip(), read.strip()) for truth, read in pairs):
+        letters.update(truth)
+        for edit in Levenshtein.editops(truth, read):
+            lost = "" if edit.tag == "insert" else truth[edit.src_pos]
+            counted[lost, "" if edit.tag == "delete" else read[edit.dest_pos]] += 1
+    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    confusions = tuple(
+        {"truth": truth, "read": read, "count": count} for (truth, read), count in ranked[:_MOST_CONFUSED]
+    )
+    missing = [(truth, count) for (truth, read), count in ranked if not read]
+    return confusions, tuple(
+        {"letter": letter, "count": count, "of": letters[letter]} for letter, count in missing[:_MOST_MISSING]
+    )

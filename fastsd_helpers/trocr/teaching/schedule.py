@@ -37,6 +37,16 @@ class FineTuneConfig:
     )
     batch_size: int = option(8, help="lines per batch", low=1, high=512)
     accumulation: int = option(1, help="gradient accumulation steps: batches per optimizer step", low=1, high=256)
+    processes: int | None = option(
+        None,
+        help=(
+            "processes, one on each GPU, that share the batches of each optimizer step; default: auto, which is one on "
+            "every GPU"
+        ),
+        low=1,
+        high=64,
+        advanced=True,
+    )
     augment: bool = option(
         True, help="data augmentation: random rotation, blur, dilation, erosion and distortion of the line images"
     )
@@ -111,6 +121,8 @@ class FineTuneConfig:
     )
 
     def __post_init__(self) -> None:
+        if str(self.processes) == "auto":
+            object.__setattr__(self, "processes", None)
         check(self)
 
 

@@ -18,10 +18,11 @@ from typing import Any
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_writable, write_atomic
-from fastsd_helpers.options import options_of, to_values, words_of
+from fastsd_helpers.options import options_of, to_values
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines, with_files
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult, finished_result, split_lines
+from fastsd_helpers.trocr.teaching.processes import finetune_words, parts_of
 from fastsd_helpers.trocr.teaching.progress import JOURNAL, TeachingNews
 
 __all__ = ["Taught", "TeachingRun", "choose_run", "divide", "open_run", "taught_reader"]
@@ -63,12 +64,10 @@ class TeachingRun:
 
     def start(self) -> Background:
         """Start it in a process of its own, and return at once."""
-        words = ["trocr", "finetune", str(self.folder / "learned.jsonl"), "--out", str(self.folder)]
-        words += ["--held-out-data", str(self.folder / "held-out.jsonl"), f"--model={self.model}"]
-        defaults = {item.name: item.default for item in options_of(FineTuneConfig)}
-        chosen = {name for name, value in to_values(self.settings).items() if value != defaults[name]}
-        words += words_of(self.settings, chosen)
-        words += ["--restart"] * self.restart
+        learned, held_out = self.folder / "learned.jsonl", self.folder / "held-out.jsonl"
+        words = finetune_words(
+            self.settings, learned, self.folder, model=self.model, held_out=held_out, restart=self.restart, texts=()
+        )
         return Background.start(command_of(words), local_folder(self.folder), model=self.model)
 
     def finish(self) -> FineTuneResult:
@@ -156,6 +155,8 @@ def choose_run(
         FastSDError: what `split_lines` raises.
     """
     pending = open_run(session)
+    if pending is not None:  # on as many GPUs as there are now
+        pending = replace(pending, settings=replace(pending.settings, processes=settings.processes))
     if pending is not None and pending.find() is not None:
         return replace(pending, why="It is running already; this cell shows it.")
     entered = session.record.get("teaching") or {}
@@ -241,7 +242,7 @@ def _mark(values: Mapping[str, Any], model: str, data: LineSet, extra: int) -> s
 
 def _with_steps(settings: FineTuneConfig, steps: int, lines: int) -> FineTuneConfig:
     """The settings with as many epochs as this many steps are."""
-    an_epoch = math.ceil(math.ceil(lines / settings.batch_size) / settings.accumulation)
+    an_epoch = math.ceil(math.ceil(lines / settings.batch_size) / parts_of(settings))
     # A step's half less, because the trainer rounds up.
     return replace(settings, epochs=min(1000.0, max(0.01, (steps - 0.5) / an_epoch)))
 

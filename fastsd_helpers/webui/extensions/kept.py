@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.errors import FastSDError, WebUIError
-from fastsd_helpers.files import file_errors, placed, size_in_words, unfinished_name, write_atomic
+from fastsd_helpers.files import file_errors, placed, unfinished_name, write_atomic
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository
 from fastsd_helpers.webui.extensions.repositories import commit_of, list_own_files, pack, unpack
 from fastsd_helpers.webui.places import Places
+from fastsd_helpers.wording import size_in_words
 
 __all__ = [
     "KeptExtension",

@@ -11,7 +11,7 @@ from fastsd_helpers.controlnet import (
     total_bytes,
 )
 from fastsd_helpers.errors import ModelError, ModelNotFound
-from fastsd_helpers.files import check_room, size_in_words
+from fastsd_helpers.files import check_room
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.options import Checked, option
 from fastsd_helpers.runtime import logger
@@ -19,6 +19,7 @@ from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 from fastsd_helpers.webui.placing.model_files import base_family, look_at, require_kind
 from fastsd_helpers.webui.placing.models import PlacedModel, listed, place
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["ControlNetConfig", "place_controlnet", "place_controlnets"]
 

@@ -6,10 +6,9 @@ import os
 import tempfile
 from dataclasses import dataclass
 
-from fastsd_helpers.container import count_memory_kills, find_memory_left
+from fastsd_helpers.device import count_memory_kills, find_memory_left, host_memory_bytes
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import free_bytes
-from fastsd_helpers.runtime import host_memory_bytes
 from fastsd_helpers.webui.places import Places
 
 __all__ = ["Circumstances", "find_store_trouble", "look_around"]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.files import size_in_words
 from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
@@ -22,6 +21,7 @@ from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.needed import NeededFile
 from fastsd_helpers.webui.settings import LaunchConfig
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["LaunchPlan", "environment_of", "find_allocator", "plan_launch", "preload", "with_allocator"]
 

@@ -16,8 +16,8 @@ from fastsd_helpers.processes import LocalProcess, boot_id
 from fastsd_helpers.runtime import start_log
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui.running.background import MARK, SAID, BackgroundLink
-from fastsd_helpers.webui.running.launching import share_port
 from fastsd_helpers.webui.running.process import is_running, read_run
+from fastsd_helpers.webui.running.sharing import share_port
 
 __all__ = ["main"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastsd_helpers.container import count_memory_kills
+from fastsd_helpers.device import count_memory_kills
 from fastsd_helpers.errors import WebUICrashed, WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, LogTail, boot_id, end_group
@@ -55,7 +55,7 @@ class RunState:
     log: str
     command: list[str]  # without passwords
     admin: bool = False  # a link to it may administer it, as was asked for at this start
-    kills: int | None = None  # programs that the system had ended for lack of memory before; see container.py
+    kills: int | None = None  # programs that the system had ended for lack of memory before; see device.py
 
 
 class LocalUI:
