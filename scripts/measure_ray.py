@@ -2,14 +2,15 @@
 
     python scripts/measure_ray.py [--pages N] [--workers N] [--write]
 
-Drawn pages are transcribed by the built-in model: by workers of a local Ray, and in this process with as many threads
-as one of them has. Counted is the processor time of all processes from when the models are loaded: a run of a million
-pages pays for that once. What the start takes is told beside it.
+Drawn pages are transcribed by the built-in model, in turns: by workers of a local Ray, and in this process with as many
+threads as one of them has. Counted is the processor time of all processes from when the models are loaded: a run of a
+million pages pays for that once. What the start takes is told beside it.
 `--write` records it in benchmarks/results/transcription_ray.md.
 """
 
 import argparse
 import datetime
+import functools
 import os
 import platform
 import sys
@@ -23,6 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastsd_helpers.trocr.reading.reader import Reader
     from fastsd_helpers.trocr.reading.transcription import TranscribeConfig
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "transcription_ray.md"
@@ -32,23 +36,35 @@ OURS, READING, RAYS = "of these, the process that gave out the work", "of these,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=80, help="how many (default: 80)")
+    parser.add_argument("--turns", type=int, default=4, help="in so many turns of each (default: 4)")
     parser.add_argument("--workers", type=int, default=2, help="Ray workers (default: 2)")
     parser.add_argument("--write", action="store_true", help=f"record it in {RESULT.relative_to(REPOSITORY)}")
     chosen = parser.parse_args()
     # Before torch is imported. Ray gives its workers the same number, where nobody chose one.
     threads = max(1, (os.cpu_count() or 1) // chosen.workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    import ray
+
     from fastsd_helpers.bench.trocr_pages import Settings, draw_pages
+    from fastsd_helpers.trocr.reading import cluster
 
     with tempfile.TemporaryDirectory(prefix="fastsd-ray-") as name:
         folder = Path(name)
         draw_pages(folder / "scans", Settings(pages=chosen.pages))
-        start, shares = with_ray(folder, chosen.workers)
-        plain = in_this_process(folder, "plain")
+        scans = sorted(str(path) for path in (folder / "scans").iterdir())
+        read_here(scans[:1], folder / "first")
+        start, plain, spent = 0.0, 0.0, dict.fromkeys((OURS, READING, RAYS), 0.0)
+        with cluster._connected(ray, None):
+            # In turns, as a processor's second is worth more or less with what else the machine does.
+            for turn in range(chosen.turns):
+                began, used = read_with_ray(scans[turn :: chosen.turns], folder / "ray", chosen.workers)
+                start = start or began
+                spent = {kind: seconds + used[kind] for kind, seconds in spent.items()}
+                plain += read_here(scans[turn :: chosen.turns], folder / "plain")
+                print(f"turn {turn + 1}: {spent}, here {plain:.1f}", file=sys.stderr, flush=True)
         same = files_of(folder / "ray") == files_of(folder / "plain")
-        usual = as_usual(folder)
-    ray = sum(shares.values())
-    rows = "\n".join(f"| {kind} | {seconds / chosen.pages:.2f} |" for kind, seconds in shares.items())
+    ratio = sum(spent.values()) / plain
+    rows = "\n".join(f"| {kind} | {seconds / chosen.pages:.2f} |" for kind, seconds in spent.items())
     page = f"""\
 # Transcribing with Ray
 
@@ -58,21 +74,19 @@ def main() -> None:
 | processor time of a page | seconds |
 |---|---:|
 | one process, with as many threads as a worker has ({threads}) | {plain / chosen.pages:.2f} |
-| {chosen.workers} workers of Ray, with Ray's own processes | {ray / chosen.pages:.2f} |
+| {chosen.workers} workers of Ray, with Ray's own processes | {sum(spent.values()) / chosen.pages:.2f} |
 {rows}
-| ratio | {ray / plain:.2f} |
-| one process, with a thread for each core, as it is by itself | {usual:.2f} |
+| ratio | {ratio:.2f} |
 
-{chosen.pages} pages of 20 lines, every format. Starting Ray and loading the models took {start:.0f} s of processor
-time, once.
-The files were {"the same" if same else "NOT the same"}, byte for byte.
+{chosen.pages} pages of 20 lines, every format, in {chosen.turns} turns. Starting Ray and loading the models took
+{start:.0f} s of processor time, once. The files were {"the same" if same else "NOT the same"}, byte for byte.
 """
     print(page)
     if chosen.write:
         RESULT.write_text(page, encoding="utf-8")
 
 
-def with_ray(folder: Path, workers: int) -> tuple[float, dict[str, float]]:
+def read_with_ray(scans: list[str], out: Path, workers: int) -> tuple[float, dict[str, float]]:
     """Transcribe with Ray; the seconds until models are loaded, and those from then on by kind of process."""
     from fastsd_helpers.trocr.reading import cluster
 
@@ -85,34 +99,32 @@ def with_ray(folder: Path, workers: int) -> tuple[float, dict[str, float]]:
         return ready(*given)
 
     cluster._read_all = read_all
-    cluster.transcribe_on_ray(
-        "demo-reader", {}, [str(folder / "scans")], folder / "ray", config(), cluster.ClusterConfig(workers=workers),
-        progress=lambda _done: None,
-    )  # fmt: skip
-    cluster._read_all = ready
+    try:
+        cluster.transcribe_on_ray("demo-reader", {}, scans, out, config(), cluster.ClusterConfig(workers=workers))
+    finally:
+        cluster._read_all = ready
     return sum(began.values()), {kind: used - began.get(kind, 0) for kind, used in seconds.end().items()}
 
 
-def in_this_process(folder: Path, out: str, *, pages: int | None = None) -> float:
-    """Transcribe here; the seconds from when the model is loaded."""
+@functools.cache
+def opened() -> "tuple[Reader, Callable[[], object]]":
+    """The model and the detector of this process, loaded once as a worker's are."""
+    from fastsd_helpers.trocr.pages.page_reader import open_detector
     from fastsd_helpers.trocr.reading.reader import Reader
-    from fastsd_helpers.trocr.reading.transcription import transcribe
 
-    scans = sorted((folder / "scans").iterdir())[:pages]
-    reader = Reader("demo-reader")
-    before = time.process_time()
-    transcribe(reader, [str(path) for path in scans], folder / out, config())
+    return Reader("demo-reader"), functools.cache(open_detector)
+
+
+def read_here(scans: list[str], out: Path) -> float:
+    """Transcribe in this process; returns the seconds."""
+    from fastsd_helpers.trocr.reading.results import LocalResults
+    from fastsd_helpers.trocr.reading.transcription import _list_inputs, begin_run, read_inputs
+
+    reader, detector = opened()
+    before, results = time.process_time(), LocalResults(out)
+    begin_run(results, reader, config())
+    read_inputs(reader, _list_inputs(scans, out), results, config(), detector=detector)
     return time.process_time() - before
-
-
-def as_usual(folder: Path) -> float:
-    """The seconds of a page where nobody chose the number of threads."""
-    import torch
-
-    os.environ.pop("OMP_NUM_THREADS")
-    torch.set_num_threads(os.cpu_count() or 1)
-    pages = min(20, len(list((folder / "scans").iterdir())))
-    return in_this_process(folder, "usual", pages=pages) / pages
 
 
 def config() -> "TranscribeConfig":

@@ -13,7 +13,7 @@ from fastsd_helpers.forms.trocr import reading
 from fastsd_helpers.forms.widgets import work_view
 from fastsd_helpers.forms.widgets.known import known_values
 from fastsd_helpers.options import options_of
-from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr import ReadConfig, Reader
 from fastsd_helpers.trocr.reading import rows, serve
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
 from fastsd_helpers.trocr.teaching.quantization import Trial, choose_trial
@@ -77,6 +77,31 @@ def test_stop_while_reading_keeps_the_lines_and_the_cell_run_again_reads_the_oth
     forms.read_pictures(settings(lines, base), ReadingSession(tmp_path / "mine"))
     assert len(read) <= 40 - before + 4, "at most one group was on its way when it was stopped"
     assert "40 lines read" in views[-1]._head.value
+
+
+def test_every_setting_of_the_form_reaches_the_model_and_a_languages_gain_is_told(
+    tmp_path, base, lines, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "fastsd_helpers")
+    opened = []
+    made = Reader.__init__
+
+    def init(reader, model, **given):
+        opened.append(given)
+        made(reader, model, **given)
+
+    monkeypatch.setattr(Reader, "__init__", init)
+    (tmp_path / "text.txt").write_text("fox dog 0123 the lazy " * 5)
+    session = ReadingSession(tmp_path / "mine")
+    config = settings(lines, base, language=str(tmp_path / "text.txt"), allowed_characters="a-z", n_best=2)
+    forms.read_pictures(config, session)
+    assert opened[-1] == {item.name: getattr(config, item.name) for item in options_of(ReadConfig)}
+    assert all(set(line.text) <= set("abcdefghijklmnopqrstuvwxyz ") for line in session.lines())
+    assert all(line.read.alternatives for line in session.lines() if line.text)
+    for line in session.lines()[:12]:
+        session.correct(line.key, "fox dog")
+    forms.read_pictures(config, session)
+    assert "Language model, on 12 corrected lines, beam 4: CER" in caplog.text
 
 
 def test_pictures_that_are_gone_leave_the_lines_and_corrections_as_they_were(tmp_path, base, lines, caplog):

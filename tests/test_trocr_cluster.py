@@ -102,6 +102,28 @@ def test_files_of_many_places_are_divided_into_blocks_that_leave_no_worker_idle(
         assert [one for block in blocks for one in block] == inputs
 
 
+@pytest.mark.parametrize(
+    ("machines", "config", "expected"),
+    [
+        ([(2, 0)], {}, (False, 2, 1)),
+        ([(16, 0)], {}, (False, 4, 4)),
+        ([(16, 0)], {"workers": 2}, (False, 8, 2)),
+        ([(16, 0)], {"workers": 5}, (False, 3, 5)),
+        ([(16, 0)], {"cores": 1}, (False, 1, 16)),
+        ([(3, 0)] * 4, {}, (False, 3, 4)),  # no worker is on two machines
+        ([(3, 0)] * 4, {"cores": 4}, (False, 4, 0)),
+        ([(16, 2), (64, 0)], {}, (True, 8, 2)),  # where there are GPUs, machines without one are left out
+        ([(16, 2), (4, 1)], {}, (True, 4, 3)),
+        ([(16, 2)], {"cores": 12}, (True, 12, 1)),
+        ([(16, 2)], {"workers": 3}, (True, 8, 2)),
+        ([], {}, (False, 1, 0)),
+    ],
+)
+def test_workers_share_the_cores_and_gpus_of_machines_and_none_is_on_two(machines, config, expected):
+    resources = [{"CPU": float(cores), **({"GPU": float(gpus)} if gpus else {})} for cores, gpus in machines]
+    assert cluster._share(resources, cluster.ClusterConfig(**config)) == expected
+
+
 def test_an_address_is_told_from_a_path_and_a_link():
     assert is_remote("s3://bucket/scans")
     assert not is_remote("https://example.org/scan.png")

@@ -8,7 +8,7 @@ from tiny_readers import noise_pictures, write_reader
 from fastsd_helpers import forms
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig
-from fastsd_helpers.forms.trocr import reading_view
+from fastsd_helpers.forms.trocr import finetuning, reading_view
 from fastsd_helpers.forms.widgets.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.widgets.view import draw_table
 from fastsd_helpers.trocr.model.line import Line, Token
@@ -217,6 +217,18 @@ def test_without_corrections_there_is_nothing_to_learn_compare_or_shrink(session
     assert forms.compare_reading(session) is None
     assert forms.shrink_reader(session) is None
     assert "Nothing to quantize" in caplog.text
+
+
+def test_the_end_of_a_fine_tuning_says_when_it_is_worse_and_what_its_language_model_gains():
+    gain = {"beams": 1, "way": "greedy", "weight": 0.2, "bonus": 0.0, "cer_without": 0.1, "cer_with": 0.08, "lines": 40}
+    answer = {"cer_before": 0.2, "cer_after": 0.1, "steps": 60, "curve": [], "language": [gain]}
+    text, better = finetuning.words_of_end(answer)
+    assert better
+    assert text.startswith("Done: 20.0 % CER before, 10.0 % after 60 steps")
+    assert text.endswith("Language model, greedy: CER 10.00 % without, 8.00 % with.")
+    text, better = finetuning.words_of_end(answer | {"cer_after": 0.21, "language": []})
+    assert not better
+    assert text.endswith("The CER is higher than before: use more lines, or a lower learning rate.")
 
 
 TINY = TeachConfig(epochs=1, batch_size=8, augment=False, precision="fp32", patience=0, held_out=0.25)

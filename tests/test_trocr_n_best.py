@@ -10,11 +10,12 @@ from tiny_readers import noise_pictures, write_reader
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.model_lookup import LANGUAGE
 from fastsd_helpers.trocr import ReadConfig, Reader
+from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.language.ngram import learn_characters, open_characters
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet
 from fastsd_helpers.trocr.reading.rows import _settings_of
-from fastsd_helpers.trocr.teaching.language import _gain, choose_weights, keep_language, texts_of
+from fastsd_helpers.trocr.teaching.language import _gain, choose_weights, fit_language, keep_language
 
 pytest.importorskip("transformers")
 pytest.importorskip("jiwer")
@@ -140,6 +141,27 @@ def test_weights_are_chosen_where_they_help_and_nothing_where_they_do_not(reader
     chosen, gains = choose_weights(Reader(reader, **OPTIONS), model, lines_of(right))
     assert (gains[0].way, chosen.greedy) == ("none", (0.0, 0.0))
     assert gains[0].in_words() == "greedy: CER 0.00 % without, no better with: off"
+
+
+def test_a_text_file_is_learned_from_and_counts_as_much_as_helps_on_lines_that_are_known(reader, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("fox dog 0123 the lazy " * 5)
+    learned = Reader(reader, language=str(path), **OPTIONS)
+    assert learned.language.digest == learn_characters([path.read_text()]).digest
+    assert Reader(reader, language=str(tmp_path), **OPTIONS).language.digest == learned.language.digest
+    with pytest.raises(SettingsError, match="There is no language model"):
+        Reader(reader, language="", **OPTIONS)
+    wanted = [line.text for line in read(reader, language=replace(learned.language, greedy=(0.4, 0.0)))]
+    fitted, gain = fit_language(learned, lines_of(wanted))
+    assert (gain.weight, gain.cer_with) == (0.4, 0.0)
+    assert [line.text for line in fitted.read(noise_pictures(12))] == wanted
+    # Where the model alone is right, the language model is off; of few lines nothing can be told.
+    right = [line.text for line in read(reader)]
+    fitted, gain = fit_language(learned, lines_of(right))
+    assert gain.way == "none"
+    assert [line.text for line in fitted.read(noise_pictures(12))] == right
+    assert fit_language(learned, lines_of(wanted[:9])) == (learned, None)
+    assert fit_language(Reader(reader, **OPTIONS), lines_of(wanted))[1] is None
 
 
 def test_what_helps_some_lines_and_harms_others_is_not_taken():

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -10,7 +11,7 @@ from tiny_readers import write_reader
 from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.pages.line_pieces import join_pieces
-from fastsd_helpers.trocr.pages.page_reader import find_lines, read_page, turn_back
+from fastsd_helpers.trocr.pages.page_reader import _upside_down, find_lines, read_page, turn_back
 from fastsd_helpers.trocr.pages.reading_order import order_boxes
 from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
 
@@ -78,6 +79,38 @@ def test_the_lines_of_a_drawn_page_are_found_in_order(tmp_path, angle):
         assert all(x < page.width / 2 for x, _y in centres[:6])
         assert all(x > page.width / 2 for x, _y in centres[6:])
         assert [y for _x, y in centres[:6]] == sorted(y for _x, y in centres[:6])
+
+
+class Detector:
+    """Finds the given boxes on every page, and says of every line whether it stands upright."""
+
+    def __init__(self, boxes, upright):
+        self.boxes, self.upright, self.looked = boxes, list(upright), 0
+
+    def __call__(self, image, *, use_det, **_more):
+        self.looked += use_det
+        label = "0" if self.upright[0] else "180"
+        if not use_det:
+            self.upright.append(self.upright.pop(0))
+        return SimpleNamespace(boxes=self.boxes, scores=None, cls_res=[(label, 1.0)])
+
+
+@pytest.mark.parametrize(("upright", "looked", "turned"), [(True, 1, 0.0), (False, 2, 180.0)])
+def test_a_page_is_looked_at_once_unless_it_is_upside_down(tmp_path, upright, looked, turned):
+    write_reader(tmp_path / "reader", seed=1, end=4.0)
+    reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=4)
+    boxes = [[(40, top), (440, top), (440, top + 40), (40, top + 40)] for top in (60, 150)]
+    detector = Detector(boxes, [upright] * 2 + [not upright] * 2)  # two lines, each both ways up
+    page = read_page(reader, draw_page(), detector=detector)
+    assert (detector.looked, page.turned, len(page.lines)) == (looked, turned, 2)
+
+
+def test_places_upside_down_are_those_of_the_turned_page():
+    quad = ((10.0, 20.0), (90.0, 25.0), (88.0, 45.0), (8.0, 40.0))
+    (turned,) = _upside_down([quad], (300, 200))
+    back = [turn_back(point, (300, 200), (300, 200), 180) for point in turned]
+    assert [(round(x, 6), round(y, 6)) for x, y in back] == [quad[2], quad[3], quad[0], quad[1]]
+    assert turned[0] == (212.0, 155.0), "the upper left corner of the writing as it stands then"
 
 
 def test_attention_is_a_map_per_token_and_can_be_drawn(tmp_path):

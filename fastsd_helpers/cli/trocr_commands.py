@@ -18,6 +18,7 @@ from fastsd_helpers.cli.sharing import link_settings
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
@@ -29,7 +30,7 @@ from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, hub_upload, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.hub_upload import ReaderUploadConfig
-from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
+from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights
 from fastsd_helpers.wording import size_in_words
 
 __all__ = ["add_commands"]

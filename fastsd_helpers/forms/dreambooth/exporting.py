@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.results.finishing import finished_result
-from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, UploadResult, upload
+from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, upload
 from fastsd_helpers.dreambooth.results.learned import ExportConfig, ExportResult, export
 from fastsd_helpers.dreambooth.running.engine import TrainResult
 from fastsd_helpers.drive import flush_drive
@@ -14,6 +14,7 @@ from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.runtime import end_runtime, logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
+from fastsd_helpers.uploads import UploadResult
 
 __all__ = ["disconnect_when_safe", "export_model", "unfinished", "upload_model"]
 

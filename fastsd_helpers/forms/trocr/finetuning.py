@@ -3,6 +3,7 @@
 import html
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult
+from fastsd_helpers.trocr.teaching.language import LanguageGain
 from fastsd_helpers.trocr.teaching.progress import TeachingNews, steps_in_words
 from fastsd_helpers.trocr.teaching.session_teaching import TeachingRun, choose_run, divide, open_run, taught_reader
 
@@ -31,6 +33,7 @@ __all__ = [
     "run_values",
     "show_teach_form",
     "teach_reader",
+    "words_of_end",
     "words_of_news",
 ]
 
@@ -241,9 +244,18 @@ def _watch(run: TeachingRun, child: Any) -> None:
         answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")
     except Interrupted as err:
         raise Interrupted(err.problem, "Run this cell again to resume, in a new kernel too.") from err
-    view.end(f"Done: {100 * answer['cer_before']:.1f} % CER before, "
-             f"{100 * answer['cer_after']:.1f} % after {steps_in_words(answer['steps'], answer['curve'])}.",
-             good=True)  # fmt: skip
+    text, better = words_of_end(answer)
+    view.end(text, good=better)
+
+
+def words_of_end(answer: Mapping[str, Any]) -> tuple[str, bool]:
+    """What became of a fine-tuning, and whether it is for the better."""
+    better = answer["cer_after"] <= answer["cer_before"]
+    told = [f"Done: {100 * answer['cer_before']:.1f} % CER before, "
+            f"{100 * answer['cer_after']:.1f} % after {steps_in_words(answer['steps'], answer['curve'])}."]  # fmt: skip
+    told += [] if better else ["The CER is higher than before: use more lines, or a lower learning rate."]
+    told += [f"Language model, {LanguageGain(**gain).in_words()}." for gain in answer["language"]]
+    return " ".join(told), better
 
 
 def words_of_news(live: TeachingNews) -> str:

@@ -15,13 +15,15 @@ from fastsd_helpers.forms.widgets.form import Form, require
 from fastsd_helpers.forms.widgets.polling import answer_widgets
 from fastsd_helpers.forms.widgets.view import in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView
-from fastsd_helpers.options import Checked, option
+from fastsd_helpers.options import Checked, option, options_of
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
+from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.processes import choose_processes, launch_reading, session_division, session_shares
-from fastsd_helpers.trocr.reading.reader import Reader
+from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, SavedLine, choose_reader
+from fastsd_helpers.trocr.teaching.language import fit_language
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
 
@@ -166,9 +168,9 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
             division = session_division(session, config, images, chosen)
             launch_reading(count, division, watch.count, watch.is_stopped)
             session.look_again()
-            lines = session.lines()
+            lines, gain = session.lines(), ""
         else:
-            lines = _read_here(config, session, images, chosen, watch)
+            lines, gain = _read_here(config, session, images, chosen, watch)
     except KeyboardInterrupt as err:
         stopped = Interrupted(*_STOPPED)
         view.end_with(stopped)
@@ -179,30 +181,37 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     session.save(reader=chosen, demo=not images, images=images)
     unread = [line for line in lines if line.read.problem]
     told = f"{len(lines) - len(unread)} lines read{f', {len(unread)} could not be' if unread else ''}"
-    view.end(f"{told}.", good=True)
+    view.end(f"{told}.{gain}", good=True)
     logger.info("%s. Text: %s", told, session.folder / "text.txt")
     return ConfidenceView(session)
 
 
 def _read_here(
     config: ReadPicturesConfig, session: ReadingSession, images: str, chosen: str, watch: "_Watch"
-) -> list[SavedLine]:
+) -> tuple[list[SavedLine], str]:
+    """The lines, and what the language model gains, in words."""
     with quiet_transformers():
-        reader = Reader(
-            chosen,
-            config.beams,
-            config.precision,
-            config.min_new_tokens,
-            config.max_new_tokens,
-            config.loop_guard,
-            config.device,
-            batch_size=config.batch_size,
-        )
+        settings: dict[str, Any] = {item.name: getattr(config, item.name) for item in options_of(ReadConfig)}
+        reader = Reader(chosen, **settings)
+        reader, gain = _with_language(reader, config.language, session, watch)
     watched = {"progress": watch.line, "between": watch.batch}
     if images:
-        return session.read(reader, images, pages=config.pages, order=config.order, **watched)
+        return session.read(reader, images, pages=config.pages, order=config.order, **watched), gain
     logger.info("No images were given, so the built-in sample lines are read.")
-    return session.read_samples(reader, **watched)
+    return session.read_samples(reader, **watched), gain
+
+
+def _with_language(reader: Reader, wanted: str, session: ReadingSession, watch: "_Watch") -> tuple[Reader, str]:
+    """The reader, whose language model of a text counts as it helps on the corrected lines; and that in words."""
+    if wanted in ("auto", "none") or wanted.endswith(".safetensors"):  # the file of one has weights that were chosen
+        return reader, ""
+    lines = session.corrected() if session.has_corrections else LineSet([])
+    reader, gain = fit_language(reader, lines, progress=watch.batch)
+    if gain is None:
+        return reader, " Whether the language model helps is not known: correct ten lines or more, and read again."
+    told = f"Language model, on {gain.lines} corrected lines, {gain.in_words()}."
+    logger.info("%s", told)
+    return reader, f" {told}"
 
 
 class _Watch:

@@ -5,17 +5,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.names.code_pages import decode_text, guess_page
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, why_unusable
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 
-__all__ = ["GROUP_COLUMNS", "PAGE_COLUMNS", "PICTURE_COLUMNS", "TEXT_COLUMNS", "column_of", "label_text", "read_texts"]
+__all__ = [
+    "GROUP_COLUMNS",
+    "PAGE_COLUMNS",
+    "PICTURE_COLUMNS",
+    "TEXT_COLUMNS",
+    "TEXT_SUFFIXES",
+    "column_of",
+    "label_text",
+    "read_texts",
+    "texts_of",
+]
 
 PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")
 GROUP_COLUMNS = ("group", "writer", "writer_id", "page", "document", "form")
 PAGE_COLUMNS = ("page", "document", "form")
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
 def column_of(columns: Iterable[Any], wanted: tuple[str, ...]) -> Any:
@@ -82,3 +94,25 @@ def _decode(path: Path, data: bytes, page: str | None) -> str | LeftOut:
         kind = "UTF-16" if data[:1] in (b"\xff", b"\xfe") else "UTF-8"
         return LeftOut(f"{path.name} is not {kind} throughout: after {before!r} it cannot be read.", "not UTF-8")
     return text
+
+
+def texts_of(paths: Iterable[Path]) -> list[str]:
+    """The texts of files and of folders of them (.txt, .md, .rst).
+
+    Raises:
+        DatasetError: one is not there, or is no text.
+    """
+    files: list[Path] = []
+    for path in (path.expanduser() for path in paths):
+        if not path.exists():
+            raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [file for file in found if file.is_file() and (file == path or file.suffix in TEXT_SUFFIXES)]
+    if not files:
+        raise DatasetError("There is no text file in the folder.", f"Put files there that end in {TEXT_SUFFIXES[0]}.")
+    texts = []
+    for text in read_texts(files).values():
+        if isinstance(text, LeftOut):
+            raise DatasetError(str(text), "Save it as UTF-8.")
+        texts.append(text)
+    return texts

@@ -347,21 +347,33 @@ def _stand_up(
     high = [bottom - top for _left, top, _right, bottom in map(bounds_of, quads)]
     tall = sum(h * h for w, h in zip(wide, high, strict=True) if h > 1.5 * w)
     sideways = tall > sum(w * w for w, h in zip(wide, high, strict=True) if w > 1.5 * h)
-    choices = (90.0, 270.0) if sideways else (0.0, 180.0)
-    pages, found, samples = [], [], []
-    for angle in choices:
-        pages.append(picture.rotate(angle, expand=True) if angle else picture)
-        found.append(find_lines(pages[-1], detector) if angle else quads)
-        longest = sorted(join_quads(found[-1]), key=lambda place: -place.width)[:_SAMPLE]
-        cuts = (_Sheet(pages[-1], pages[-1].size).cut(place) for place in longest if not place.turned)
+    first_angle = 90.0 if sideways else 0.0
+    one = picture.rotate(first_angle, expand=True) if sideways else picture
+    quads = find_lines(one, detector) if sideways else quads
+    pages, samples = [one, one.rotate(180)], []
+    # The same lines upside down: finding them is most of what a page costs.
+    for page, found in zip(pages, (quads, _upside_down(quads, one.size)), strict=True):
+        longest = sorted(join_quads(found), key=lambda place: -place.width)[:_SAMPLE]
+        cuts = (_Sheet(page, page.size).cut(place) for place in longest if not place.turned)
         samples.append([cut.picture for cut in cuts if cut is not None])
     first, other = (_upright_votes(crops, detector) for crops in samples)
     if abs(first - other) < _CLEAR:
         read = [reader.read([Item("sample", crop) for crop in crops]) for crops in samples]
         sure = [sum(line.confidence for line in lines) / max(1, len(lines)) for lines in read]
         first, other = sure[0] + _VOTE * first + _AS_IS, sure[1] + _VOTE * other
-    best = 0 if first >= other else 1
-    return pages[best], choices[best], found[best]
+    if first >= other:
+        return one, first_angle, quads
+    return pages[1], first_angle + 180, find_lines(pages[1], detector)
+
+
+def _upside_down(quads: list[Quad], size: tuple[int, int]) -> list[Quad]:
+    """The same places on the page turned by 180 degrees."""
+    width, height = size
+
+    def turned(point: Point) -> Point:
+        return width - point[0], height - point[1]
+
+    return [(turned(c), turned(d), turned(a), turned(b)) for a, b, c, d in quads]
 
 
 def _upright_votes(crops: "list[Image.Image]", detector: Any) -> float:

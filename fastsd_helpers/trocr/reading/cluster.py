@@ -35,6 +35,7 @@ from fastsd_helpers.wording import natural_order
 __all__ = ["ClusterConfig", "transcribe_on_ray"]
 
 _MOST_IN_A_BLOCK = 64
+_CORES_EACH = 4  # without a GPU, where nobody says how many
 _BLOCKS_EACH = 8  # at least, for a worker: the last ones to finish wait for little
 _RETRIES = 2  # of a block whose worker was lost; then its files are read one by one
 _STORE_BYTES = 100 * 2**20  # Ray's shared memory on this machine: names and counts alone go through it
@@ -47,7 +48,7 @@ class ClusterConfig:
 
     address: str | None = None
     workers: int = 0
-    cores: int = 0  # of each, where there is no GPU
+    cores: int = 0  # of each
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     except Exception as err:  # it has no error of its own for a cluster that does not start
         why = " ".join(str(err).split())[:300].rstrip(".")
         hint = "Start the cluster first, as Ray's guide says, or leave out --address to read on this machine."
+        hint = hint if address else "Run it again when the machine is less busy, or leave out --engine."
         raise SettingsError(f"The Ray cluster at {address or 'this machine'} does not answer: {why}.", hint) from err
     try:
         yield
@@ -188,22 +190,35 @@ def _start(ray: Any, job: _Job, cluster: ClusterConfig, inputs: int) -> list[Any
     Raises:
         FastSDError: what the first of them met.
     """
-    there = ray.cluster_resources()
-    gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-    each = cluster.cores or (max(1, cores // cluster.workers) if cluster.workers else min(cores, 4))
-    fit = gpus or cores // max(1, each)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, each, fit = _share(machines, cluster)
     count = min(cluster.workers or fit, max(1, inputs))
     if not 0 < count <= fit:
-        has = f"{gpus} GPUs" if gpus else f"{cores} cores, {each} of them for each"
-        raise SettingsError(f"{cluster.workers} workers do not fit: the cluster has {has}.", "Ask for fewer workers.")
-    needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": each}
+        has = ", ".join(f"{int(one.get('CPU', 0))} cores and {int(one.get('GPU', 0))} GPUs" for one in machines[:8])
+        problem = f"{count or 'No'} workers of {each} cores do not fit: the machines have {has}."
+        raise SettingsError(problem, "Ask for fewer workers, or fewer cores of each.")
+    needs = {"num_gpus": 1, "num_cpus": each} if gpus else {"num_cpus": each}
     kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **needs)(_Worker)
     workers = [kind.remote(job) for _ in range(count)]
     told = ray.get([worker.problem.remote() for worker in workers])
     for problem in filter(None, told):
         raise _error_of(problem)
-    logger.info("%d workers on Ray, %s each.", count, "a GPU" if gpus else f"{each} cores")
+    logger.info("%d workers on Ray, %s%d cores each.", count, "a GPU and " if gpus else "", each)
     return workers
+
+
+def _share(machines: list[dict[str, float]], cluster: ClusterConfig) -> tuple[bool, int, int]:
+    """Whether workers get a GPU, how many cores each gets, and how many workers fit: none is on two machines.
+
+    Finding a page's lines is the cores' work beside a GPU too, so all of them are divided among its machine's GPUs.
+    """
+    with_gpu = [one for one in machines if one.get("GPU", 0) >= 1]
+    cores = [int(one.get("CPU", 0)) for one in with_gpu or machines]
+    beside = [int(one.get("CPU", 0) // one["GPU"]) for one in with_gpu]
+    wanted = sum(cores) // cluster.workers if cluster.workers else _CORES_EACH
+    each = max(1, cluster.cores or (min(beside) if with_gpu else min(max(cores, default=1), wanted)))
+    gpus = [int(one["GPU"]) for one in with_gpu] or cores
+    return bool(with_gpu), each, sum(min(most, have // each) for most, have in zip(gpus, cores, strict=True))
 
 
 def _read_all(ray: Any, workers: list[Any], blocks: list[_Block], total: "_Total") -> list[_Block]:
@@ -256,6 +271,8 @@ class _Worker:
             self._reader = Reader(job.model, **job.settings)
             self._results = open_results(job.out)
             begin_run(self._results, self._reader, job.config)
+            if job.config.pages == "pages":  # else only when there is one
+                self._detector()
         except FastSDError as err:
             self._problem = _told(err)
 

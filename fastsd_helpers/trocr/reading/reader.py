@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.model_lookup import LANGUAGE
 from fastsd_helpers.options import check, option
+from fastsd_helpers.trocr.ground_truth.labels import TEXT_SUFFIXES, texts_of
 from fastsd_helpers.trocr.language.allowed_characters import banned_tokens, parse_characters
 from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
-from fastsd_helpers.trocr.language.ngram import CharacterModel, open_characters
+from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters, open_characters
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
 from fastsd_helpers.trocr.model.line import Alternative, Line, Token
@@ -67,7 +68,8 @@ class ReadConfig:
     language: str = option(
         "auto",
         help=(
-            "language model (character n-gram, shallow fusion): a file, auto (the model's own, if it has one), or none"
+            "language model (character n-gram, shallow fusion): its file, or a text file or folder to learn it from; "
+            "auto: the recognition model's own, if it has one; or none"
         ),
     )
     min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
@@ -456,10 +458,12 @@ def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint) 
     if wanted == "none" or (wanted == "auto" and not own.is_file()):
         return None
     path = own if wanted == "auto" else Path(wanted).expanduser()
+    if str(wanted) and (path.is_dir() or (path.is_file() and path.suffix.lower() in TEXT_SUFFIXES)):
+        return learn_characters(texts_of([path]))
     if not path.is_file():
         raise SettingsError(
             f"There is no language model {path}.",
-            "Make one with: fastsd trocr language, or give auto or none.",
+            "Give a text file to learn one from, or auto or none.",
             fields={"language": f"there is no file {path}"},
         )
     return open_characters(path)

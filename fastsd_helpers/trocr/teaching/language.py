@@ -2,21 +2,19 @@
 
 import random
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.model_lookup import LANGUAGE
-from fastsd_helpers.trocr.ground_truth.labels import read_texts
-from fastsd_helpers.trocr.ground_truth.rows import LeftOut
+from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.teaching.metrics import line_errors
 
-__all__ = ["LanguageGain", "choose_weights", "keep_language", "texts_of"]
+__all__ = ["LanguageGain", "choose_weights", "fit_language", "keep_language"]
 
 _WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.6)
 _SEARCHED = (0.1, 0.2, 0.4)  # of them, those tried beside a search, which reads all lines again
@@ -24,7 +22,7 @@ _BONUSES = (0.0, 0.5, 1.0, 2.0)  # of the weight, for every character
 _BEAMS = 4
 _SAMPLES, _SURE = 1000, 0.9  # bootstrap samples, and the share of them in which there must be a gain
 _MOST_LINES = 200
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
+_FEWEST, _QUICK = 10, 50  # lines to choose on before a reading, which waits for it
 
 
 @dataclass(frozen=True)
@@ -48,28 +46,6 @@ class LanguageGain:
         """One line for people."""
         told = f"{'greedy' if self.beams == 1 else f'beam {self.beams}'}: CER {100 * self.cer_without:.2f} % without"
         return f"{told}, {100 * self.cer_with:.2f} % with" if self.weight else f"{told}, no better with: off"
-
-
-def texts_of(paths: Iterable[Path]) -> list[str]:
-    """The texts of files and of folders of them (.txt, .md, .rst).
-
-    Raises:
-        DatasetError: one is not there, or is no text.
-    """
-    files: list[Path] = []
-    for path in (path.expanduser() for path in paths):
-        if not path.exists():
-            raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [file for file in found if file.is_file() and (file == path or file.suffix in _TEXT_SUFFIXES)]
-    if not files:
-        raise DatasetError("There is no text file in the folder.", f"Put files there that end in {_TEXT_SUFFIXES[0]}.")
-    texts = []
-    for text in read_texts(files).values():
-        if isinstance(text, LeftOut):
-            raise DatasetError(str(text), "Save it as UTF-8.")
-        texts.append(text)
-    return texts
 
 
 def choose_weights(
@@ -110,6 +86,28 @@ def choose_weights(
     weights = {gain.way: (gain.weight, gain.bonus) for gain in gains}
     greedy, fused, rescoring = (weights.get(way, (0.0, 0.0)) for way in ("greedy", "beams", "rescoring"))
     return replace(language, about=about, greedy=greedy, beams=fused, rescoring=rescoring), tuple(gains)
+
+
+def fit_language(
+    reader: Reader, lines: LineSet, *, progress: Callable[[int], None] | None = None
+) -> tuple[Reader, LanguageGain | None]:
+    """The same reader, whose language model counts as much as lowers the CER of these lines; else not at all.
+
+    Args:
+        reader: one with a language model.
+        lines: with their text; of more than fifty every so manieth is read.
+        progress: called after every batch of lines.
+
+    Returns:
+        The reader; and the gain with its own search, None where there are too few lines to tell.
+    """
+    if reader.language is None or len(lines.lines) < _FEWEST:
+        return reader, None
+    step = -(-len(lines.lines) // _QUICK)
+    some = LineSet(lines.lines[::step], source=lines.source)
+    language, (greedy, beams) = choose_weights(reader, reader.language, some, progress=progress)
+    own = reader.settings
+    return reader.with_search(own.beams, n_best=own.n_best, language=language), beams if own.beam_width > 1 else greedy
 
 
 # The errors of each line, by the way a language model is used and its weight and bonus.
