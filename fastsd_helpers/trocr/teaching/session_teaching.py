@@ -167,10 +167,8 @@ def choose_run(
     unfinished = pending is not None and pending.result() is None
     if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
-        told = "The unfinished fine-tuning continues"
-        if changed:
-            told += " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
-        return replace(pending, why=f"{told}.")
+        since = " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
+        return replace(pending, why=f"The unfinished fine-tuning continues{since * changed}.")
     lines = read_lines(data) if data else session.corrected()
     done = same and not (unfinished or start_over or more_steps)
     if pending is not None and done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
