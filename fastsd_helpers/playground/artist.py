@@ -75,7 +75,7 @@ class Artist:
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
-        """(title, image) of what is drawn: one image, or two of the same noise, before and after the training.
+        """The title and image of what is drawn: one, or two of the same noise, before and after the training.
 
         Args:
             prompt: what to show.
