@@ -69,7 +69,7 @@ def launch(
     asked: Callable[[], bool],
     package: str,
 ) -> dict[str, Any]:
-    """Run a command on so many processes; returns what the first of them answers.
+    """Run a command on so many processes.
 
     Args:
         count: of the processes.
@@ -80,6 +80,9 @@ def launch(
         tell: gets the number of a process and a row that it reports.
         asked: whether they shall save and end.
         package: what `fastsd install` is given for Accelerate.
+
+    Returns:
+        What the first of them answers, the JSON object of its command.
 
     Raises:
         Interrupted: they were asked to stop.

@@ -41,14 +41,15 @@ def main() -> int:
         for number, moment in enumerate(choose_moments(passings, count=chosen.moments, seed=chosen.seed), start=1):
             outcomes.append(kill_and_resume(world, folder / f"moment-{number}", moment, expected))
             print(outcomes[-1].row(number), flush=True)
-    seconds = time.monotonic() - started
+            if chosen.write:  # after each, so that a run that is ended early has recorded what it did
+                write_page(make_page(outcomes, expected, chosen, time.monotonic() - started), chosen.variant)
     print("\n" + summarise(outcomes))
-    if chosen.write:
-        suffix = "" if chosen.variant == "full" else f"_{chosen.variant.replace('-', '_')}"
-        path = RESULTS / f"kill_and_resume{suffix}.md"
-        path.write_text(make_page(outcomes, expected, chosen, seconds), encoding="utf-8")
-        print(f"Written: {path}")
     return 0 if all(outcome.equal for outcome in outcomes) else 1
+
+
+def write_page(page: str, variant: str) -> None:
+    suffix = "" if variant == "full" else f"_{variant.replace('-', '_')}"
+    (RESULTS / f"kill_and_resume{suffix}.md").write_text(page, encoding="utf-8")
 
 
 def read_options() -> argparse.Namespace:
@@ -114,7 +115,7 @@ depends on how fast the machine is, so the columns from "not yet synced" to the 
 
 Measured on {today}: {describe_device().name}, {platform.machine()}, one core, {seconds:.0f} s in all; {library}.
 
-Again: `python scripts/kill_and_resume.py{variant} --moments {len(outcomes)} --seed {chosen.seed} --write`
+Again: `python scripts/kill_and_resume.py{variant} --moments {chosen.moments} --seed {chosen.seed} --write`
 """
 
 

@@ -44,8 +44,8 @@ MODEL = "illustrious-xl"
 CAT = ROOT / "docs" / "images" / "cat.jpg"  # 451 x 300
 SHAPES = [(0, 0, 451, 300), (100, 0, 300, 300), (70, 0, 370, 300), (0, 60, 451, 260), (120, 0, 270, 300)]
 CLASS_SHAPES = [(0, 0, 300, 200), (40, 0, 190, 300)]
-STEPS = 10
-SETTINGS = {"unet steps": str(STEPS), "resolution": "512", "save every": "5", "sample every": "5"}
+STEPS = 6
+SETTINGS = {"unet steps": str(STEPS), "resolution": "512", "save every": "3", "sample every": "3"}
 FOLDED = {"resolutions": "512, 576", "processes": "2", "lora rank": "4"}
 NOT_FOR_PEOPLE = re.compile(r"Traceback|PosixPath|Result\(|Config\(|^(False|None|\[\])$", re.MULTILINE)
 
@@ -56,7 +56,7 @@ class Walk:
     def __init__(self, shots: Path) -> None:
         self.shots, self.rows = shots, list[tuple[str, str, float]]()
 
-    def look(self, lab: Lab, title: str, pattern: str = r"\S", *, name: str = "", timeout_s: float = 180) -> str:
+    def look(self, lab: Lab, title: str, pattern: str = r"\S", *, name: str = "", timeout_s: float = 600) -> str:
         """Wait until a cell says this, photograph it, and refuse what is not meant for people."""
         began = time.monotonic()
         lab.cell(title).scroll_into_view_if_needed()
@@ -74,7 +74,7 @@ class Walk:
         print(f"{name or title}: {line.strip()[:150]}", flush=True)
         return said
 
-    def run(self, lab: Lab, title: str, pattern: str = r"\S", *, timeout_s: float = 180) -> str:
+    def run(self, lab: Lab, title: str, pattern: str = r"\S", *, timeout_s: float = 600) -> str:
         """Run a cell to its end, and look at it."""
         lab.run(title, wait=False)
         lab.wait_done(title, timeout_s=timeout_s)
@@ -117,7 +117,10 @@ def hub(work: Path) -> Iterator[HubServer]:
 @contextmanager
 def laboratory(folder: Path, startup: Path, shots: Path) -> Iterator[Callable[[str], Lab]]:
     """A JupyterLab with the notebooks and a file that every kernel runs first; gives what opens a notebook."""
-    folder.mkdir()
+    settings = folder / ".settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    # Every cell is drawn, also one that is out of sight.
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     shutil.copytree(startup, folder / ".ipython" / "profile_default" / "startup")
     for name in ("dreambooth.ipynb", "a1111.ipynb"):
         shutil.copy(ROOT / "notebooks" / name, folder)
@@ -125,8 +128,8 @@ def laboratory(folder: Path, startup: Path, shots: Path) -> Iterator[Callable[[s
         browser = page.context.browser
 
         def open_notebook(name: str) -> Lab:
-            fresh = browser.new_page(viewport={"width": 1280, "height": 2400})
-            fresh.set_default_timeout(180_000)
+            fresh = browser.new_page(viewport={"width": 1280, "height": 1800})
+            fresh.set_default_timeout(600_000)
             return Lab(fresh, address, name, shots)
 
         yield open_notebook
@@ -191,7 +194,7 @@ def train_and_stop(lab: Lab, walk: Walk) -> None:
     """Two processes; stopped in the middle."""
     walk.run(lab, "5a")
     lab.run("5b", wait=False)
-    walk.look(lab, "5b", rf"step [2-9] of {STEPS}", name="5b-training", timeout_s=900)
+    walk.look(lab, "5b", rf"step [2-9] of {STEPS}", name="5b-training", timeout_s=1800)
     lab.cell("5b").locator(".fastsd-stop").click()
     lab.wait_done("5b", timeout_s=600)
     walk.look(lab, "5b", r"Stopped at unet step \d+", name="5b-stopped")
@@ -206,7 +209,6 @@ def come_back(lab: Lab, walk: Walk, session: Path) -> None:
     lab.wait_for_kernel()
     restart_and_run_all(lab)
     lab.page.wait_for_timeout(3000)
-    lab.cell("11").scroll_into_view_if_needed()
     lab.wait_done("11", timeout_s=1800)
     walk.look(lab, "2a", name="again-2a")
     walk.look(lab, "2b", "Resuming cat, last used", name="again-2b")
@@ -229,7 +231,7 @@ def try_and_write(lab: Lab, walk: Walk) -> None:
     lab.cell("7b").locator("button", has_text="Open the playground").click()
     said = walk.look(lab, "7b", r"Open: http://127\.0\.0\.1:\d+", name="7b-open")
     page = lab.page.context.browser.new_page(viewport={"width": 1100, "height": 1000})
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(600_000)
     page.goto(re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", said)[1])
     page.get_by_label("Prompt", exact=True).fill("a zib cat")
     page.get_by_role("button", name="Generate").click()
@@ -287,7 +289,7 @@ def gpus(work: Path, walk: Walk) -> None:
         lab.page.wait_for_timeout(1500)
         lab.run("5a")
         lab.run("5b", wait=False)
-        lab.wait_done("5b", timeout_s=900)
+        lab.wait_done("5b", timeout_s=1800)
         walk.look(lab, "5b", r"Done: \S+ is written and checked", name="gpus-5b")
         session = work / "lab-gpus" / "Fast-Dreambooth" / "Sessions" / "my-subject"
         used = read_record(session).record["settings"]["processes"]

@@ -84,8 +84,9 @@ def test_a_model_with_defaults_of_its_own_has_them_where_nothing_else_is_given()
     config, _ = resolve_settings(own, pony, CPU, photos=15)
     assert (config.lr_scheduler, config.lora_targets, config.unet_lr) == ("linear", "attention", 3e-4)
     assert (config.unet_steps, config.text_encoder_steps, config.min_snr) == (1500, 0, 5.0)
-    with pytest.raises(SettingsError, match="is trained here with lora alone"):
-        resolve_settings(DreamBoothConfig(method="full"), pony, CPU)
+    config, reasons = resolve_settings(DreamBoothConfig(method="full"), pony, CPU, photos=15)
+    assert (config.unet_lr, config.text_encoder_lr, config.optimizer) == (1e-5, 1e-6, "adafactor")
+    assert "rates for all weights: unet_lr 1e-05, text_encoder_lr 1e-06" in reasons
 
 
 def test_a_class_prompt_turns_the_prior_on_and_zero_turns_it_off() -> None:

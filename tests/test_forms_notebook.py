@@ -555,6 +555,14 @@ def test_the_view_says_in_which_part_it_is(session: Session, state: Live, words:
     assert words in view._head.value
 
 
+def test_the_view_says_how_many_processes_share_the_training(session: Session) -> None:
+    view = LiveView()
+    view.show_run(live(), {"unet": 100}, session.samples, processes=2)
+    assert "2 processes" in view._facts.value
+    view.show_run(live(), {"unet": 100}, session.samples)
+    assert "processes" not in view._facts.value
+
+
 def test_the_newest_sample_is_shown_small(session: Session) -> None:
     view = LiveView()
     Image.new("RGB", (4096, 1024), "red").save(session.samples / "unet-000010.png")

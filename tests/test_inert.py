@@ -720,7 +720,7 @@ BROUGHT = {
     "dreambooth/resume/generation.py": "safetensors that this package wrote",
     "dreambooth/training/stages.py": "a description of the base model, which BaseModel.fetch brought",
     "trocr/language/ngram.py": "counts in a safetensors file, which nothing but safetensors reads",
-    "trocr/teaching/trainer.py": "load_weights of a checkpoint of this run",
+    "trocr/teaching/checkpoints.py": "load_weights of a checkpoint of this run",
 }
 
 

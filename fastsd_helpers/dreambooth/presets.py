@@ -88,7 +88,8 @@ def choose_rates(spec: ModelSpec, method: str) -> tuple[dict[str, float], str]:
     if spec.defaults.get("method", "full") == method:
         return {}, ""
     if method == "full":
-        return {name: spec.defaults[name] / 10 for name in ("unet_lr", "text_encoder_lr")}, "rates for all weights"
+        rates = {name: round(spec.defaults[name] / 10, 10) for name in ("unet_lr", "text_encoder_lr")}
+        return rates, "rates for all weights"
     rates = {
         name: max(least, 10 * spec.defaults.get(name, 0.0))
         for name, least in (("unet_lr", 1e-4), ("text_encoder_lr", 5e-5))

@@ -9,7 +9,13 @@ __all__ = ["choose_count", "require_share"]
 
 
 def choose_count(
-    asked: int | None, gpus: int, *, package: str, parts: int | None = None, before: int | None = None
+    asked: int | None,
+    gpus: int,
+    *,
+    package: str,
+    parts: int | None = None,
+    before: int | None = None,
+    fewer: str = "with fewer processes, --accumulation makes up for them",
 ) -> tuple[int, str]:
     """Choose the number of processes before anything is loaded.
 
@@ -22,6 +28,7 @@ def choose_count(
         package: what `fastsd install` is given for Accelerate.
         parts: of each step of the run that has begun.
         before: the processes that were asked for then.
+        fewer: what to do instead where there are too few GPUs.
 
     Returns:
         The number, and a sentence where GPUs are left idle for want of a package.
@@ -42,7 +49,7 @@ def choose_count(
             raise SettingsError(
                 f"processes (--processes) is {asked}, and this machine has {gpus} GPU{'s' * (gpus > 1)}: each process "
                 "needs one of its own.",
-                f"Choose {gpus}, or leave it out; with fewer processes, --accumulation makes up for them.",
+                f"Choose {gpus}, or leave it out; {fewer}.",
             )
         count = asked
     elif gpus > 1 and importlib.util.find_spec("accelerate") is None:

@@ -47,8 +47,10 @@ def hash_file(path: Path) -> str:
 
 
 def _hash_tensors(tensors: dict[str, Any]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

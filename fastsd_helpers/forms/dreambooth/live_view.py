@@ -33,13 +33,16 @@ class LiveView(WorkView):
         self._drawn = False
         self._last_curve = 0.0
 
-    def show_run(self, live: Live, steps: Mapping[str, int], samples: Path, *, force: bool = False) -> None:
+    def show_run(
+        self, live: Live, steps: Mapping[str, int], samples: Path, *, processes: int = 1, force: bool = False
+    ) -> None:
         """Show where the run is.
 
         Args:
             live: what it says about itself.
             steps: stage -> steps that are planned; empty while that is not known.
             samples: folder with the images it draws.
+            processes: how many share it.
             force: draw the curve now, however short ago the last time was.
         """
         known = [stage for stage in _STAGES if steps.get(stage)]
@@ -49,7 +52,7 @@ class LiveView(WorkView):
             before = sum(steps[stage] for stage in known[: known.index(live.stage)]) if live.stage in known else 0
             done, total = before + live.step, sum(steps.values())
         self.show(self._where(live, known, steps), done, total, messages=live.messages)
-        self._facts.value = _facts(live)
+        self._facts.value = _facts(live, processes)
         if force or time.monotonic() - self._last_curve > 1:
             if any(live.losses.values()):
                 self._curve.value = draw_loss_curve(live.losses, steps)
@@ -100,7 +103,7 @@ class LiveView(WorkView):
             self._curve.value = draw_picture(plot, "the losses of the entire run", _WIDEST_PX, style="max-width:640px")
 
 
-def _facts(live: Live) -> str:
+def _facts(live: Live, processes: int) -> str:
     facts = []
     if points := live.losses.get(live.stage):
         recent = [loss for _, loss in points[-20:]]
@@ -109,6 +112,8 @@ def _facts(live: Live) -> str:
         facts.append(f"GPU memory {live.gpu_bytes / 2**30:.1f} GiB at most")
     if live.host_bytes:
         facts.append(f"memory {live.host_bytes / 2**30:.1f} GiB at most")
+    if processes > 1:
+        facts.append(f"{processes} processes")
     if live.began and live.process:
         facts.append(f"running for {in_words(max(0.0, time.time() - live.began))}")
     return f"<span class='fastsd-quiet'>{' &nbsp;·&nbsp; '.join(facts)}</span>"

@@ -121,14 +121,18 @@ def _watch(child: TrainingChild, session: Session, begun: Callable[[], None]) ->
     view = LiveView()
     view.display()
     steps: dict[str, int] = {}
+    processes = 1
 
     def show() -> None:
+        nonlocal processes
         live = child.live()
         if live.stage and not steps:
             begun()
             # The run saves its segments before its first step.
-            steps.update(planned_steps(read_record(session.folder).record))
-        view.show_run(live, steps, session.samples, force=not child.is_running())
+            record = read_record(session.folder).record
+            steps.update(planned_steps(record))
+            processes = int((record.get("settings") or {}).get("processes") or 1)
+        view.show_run(live, steps, session.samples, processes=processes, force=not child.is_running())
 
     try:
         result = wait_for(child, view, show, "The training")

@@ -72,7 +72,7 @@ def choose_processes(asked: int | None, shares: Callable[[], int]) -> int:
         SettingsError: there are fewer GPUs.
     """
     gpus = count_gpus()
-    count, idle = choose_count(asked, gpus, package="trocr")
+    count, idle = choose_count(asked, gpus, package="trocr", fewer="the result is the same")
     if idle:
         logger.info("%s", idle)
     if count > 1 and asked is None and world_here() == 1:
