@@ -45,7 +45,7 @@ def main() -> None:
 
 `python scripts/measure_spread.py --texts {chosen.texts}`, {datetime.date.today()}: {chosen.texts} spreads of {2 * ROWS}
 lines, the left page rising and the right one falling by {SLOPE:g} degrees, the built-in model. Level lines in sharp
-letters are the only ones that were never resampled, and the model learned none such.
+letters are the only ones that were never resampled.
 
 | letters | lines | found | CER, left page | CER, right page |
 | --- | --- | ---: | ---: | ---: |
