@@ -40,6 +40,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
 from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
+from fastsd_helpers.dreambooth.training.shapes import trained_count_of
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
@@ -182,7 +183,7 @@ class _Run:
         self.generation, passed_over = self.store.newest()
         for sentence in passed_over:
             self.say(sentence)
-        self.device, differing = weakest_device(self.ranks)
+        self.device, differing = weakest_device(self.ranks, 1 if ranks else processes.count)
         if differing:
             self.say(differing)
         self.start: Start = find_start(
@@ -203,8 +204,8 @@ class _Run:
         self.plan = plan_run(
             self.start.config,
             stages,
-            {stage: self.context.trained_count_of(stage) for stage in stages},
-            learned.export_bytes(self.start.base, self.context),
+            {stage: trained_count_of(self.start.base, self.start.config, stage) for stage in stages},
+            learned.export_bytes(self.start.base, self.start.config, {leg.stage for leg in self.start.legs}),
             session.folder,
             standing=self._standing(stages),
         )
