@@ -60,7 +60,7 @@ def fit(tmp_path, monkeypatch):
 def test_gradient_checkpointing_is_chosen_by_what_it_saves_and_says_why(fit) -> None:
     config, reasons = fit(20_000)
     assert config.gradient_checkpointing is False
-    assert reasons == ["gradient checkpointing off: what it would save is little of 20.0 GB (a GPU)"]
+    assert reasons == ["gradient checkpointing off: this training takes a fraction of the 20.0 GB (a GPU)"]
     config, reasons = fit(1000)
     assert config.gradient_checkpointing is False
     assert reasons == [

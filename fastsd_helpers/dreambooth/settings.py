@@ -242,7 +242,7 @@ class DreamBoothConfig:
     )
     gradient_checkpointing: bool | None = option(
         None,
-        help="gradient checkpointing: less memory, about a quarter slower; default: chosen from the GPU's memory",
+        help="gradient checkpointing: less memory, about a quarter slower; default: by the memory that is there",
         advanced=True,
     )
     save_every: int | None = option(

@@ -40,7 +40,7 @@ def fit_into_memory(
     reasons = []
     if not room or memory.surely_fits(config, room):
         if config.gradient_checkpointing is None:
-            reasons.append(f"gradient checkpointing off: what it would save is little of {there}" if room else "")
+            reasons.append(f"gradient checkpointing off: this training takes a fraction of the {there}" if room else "")
             config = replace(config, gradient_checkpointing=False)
         return config, reasons
     if config.gradient_checkpointing is None:

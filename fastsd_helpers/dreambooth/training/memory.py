@@ -131,7 +131,7 @@ class Memory:
             return self._built[key]
         learning = family.parts_of(stage)
         networks = {
-            part: self._base.build_empty(part).to(weights).requires_grad_(part in learning and lora is None)
+            part: _cast_weights(self._base.build_empty(part), weights).requires_grad_(part in learning and not lora)
             for part in {*learning, family.denoiser}
         }
         if lora:  # its alpha and its values do not matter here
@@ -141,6 +141,12 @@ class Memory:
             suit_cpu(network)
         self._built = {key: networks}  # a model at a time: its thousand modules are large themselves
         return networks
+
+
+def _cast_weights(network: Any, dtype: Any) -> Any:
+    import torch
+
+    return torch.nn.Module.to(network, dtype)  # diffusers' own warns that a checkpoint's dtypes would be lost
 
 
 def _size(tensor: "torch.Tensor") -> int:
