@@ -35,6 +35,7 @@ from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.running.launching import launch, model_named, reporter, train_words
 from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
 from fastsd_helpers.dreambooth.running.processes import Processes, choose_processes
+from fastsd_helpers.dreambooth.running.published_speed import published_line
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
@@ -222,6 +223,9 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
+        spec, steps = self.start.base.spec, self.steps_left().get("unet", 0)
+        if said := published_line(self.device.name, spec.family, self.config, steps):
+            advice.append(said)
         self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
         for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)
