@@ -53,8 +53,9 @@ def published_line(gpu: str, family: str, config: ResolvedConfig, steps: int) ->
             images = config.batch_size * config.accumulation * (2 if config.class_prompts else 1)
             seconds = row.seconds * work * images
             return (
-                f"By others' figures about {steps * seconds / 60:.0f} minutes of the U-Net stage: {row.seconds:.2g} s a "
-                f"step on this GPU at {row.px} px with one image ({row.source}), scaled by the work to {seconds:.2g} s."
+                f"By others' figures about {steps * seconds / 60:.0f} minutes of the U-Net stage: {row.seconds:.2g} s "
+                f"a step on this GPU at {row.px} px with one image ({row.source}), scaled by the work to "
+                f"{seconds:.2g} s."
             )
     return ""
 
