@@ -134,6 +134,17 @@ class BaseModel:
             ) from err
         return module.requires_grad_(False).eval()
 
+    def build_empty(self, part: str) -> Any:
+        """A network without weights, on the `meta` device."""
+        import torch
+
+        # Imported first: what a library imports along with a class may calculate, as an older torchao does.
+        kind = class_of(self.family, part)
+        with torch.device("meta"):
+            if self.family.parts[part][0] == "diffusers":
+                return kind.from_config(kind.load_config(self.folder, subfolder=part))
+            return kind(kind.config_class.from_pretrained(self.folder, subfolder=part))
+
     def load_encoders(self, dtype: Any = None) -> dict[str, Any]:
         """The text encoders by part, frozen."""
         return {part: self.load(part, dtype) for part in self.family.encoders}
