@@ -39,9 +39,9 @@ from fastsd_helpers.dreambooth.running.published_speed import published_line
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
+from fastsd_helpers.dreambooth.training.lora import trained_count_of
 from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
-from fastsd_helpers.dreambooth.training.shapes import trained_count_of
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
