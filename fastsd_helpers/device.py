@@ -45,17 +45,20 @@ class Device:
         return self.memory_bytes / 2**30
 
 
-def describe_device() -> Device:
+def describe_device(gpu: int | None = None) -> Device:
     """The processor that training and sampling would use: a CUDA GPU, Apple's, else the CPU.
 
-    Works without torch (then it is the CPU, and `reason` says so). With several CUDA GPUs it is the current one.
+    Works without torch (then it is the CPU, and `reason` says so).
+
+    Args:
+        gpu: number of the CUDA GPU, where there are several; left alone, the current one.
     """
     try:
         import torch
     except ImportError:
         return describe_cpu("PyTorch is not installed here")
     if torch.cuda.is_available():
-        index = torch.cuda.current_device()
+        index = torch.cuda.current_device() if gpu is None else gpu
         properties = torch.cuda.get_device_properties(index)
         capability = (properties.major, properties.minor)
         return Device(

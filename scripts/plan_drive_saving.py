@@ -56,7 +56,7 @@ def make_row(method: str, free: int, words: str) -> str:
     standing = Standing(gives_back=COUNTED[words])
     kind = config.method, config.lora_rank
     made = plan_run(
-        config, STAGES, counts.trained(*kind), counts.export_bytes(*kind), REPOSITORY, standing=standing
+        config, STAGES, counts.trained(*kind), counts.export_bytes(*kind, STAGES), REPOSITORY, standing=standing
     )  # fmt: skip
     every = made.config.save_every
     if not made.room_for_one:

@@ -30,7 +30,7 @@ logging.getLogger("fastsd_helpers").setLevel(logging.INFO)
 session = ReadingSession(Path(folder))
 how = dict(images=images, reader=model, pages="lines", precision="fp32", max_new_tokens=6)
 forms.read_pictures(ReadPicturesConfig(**how), session)
-read = (session.folder / "lines.jsonl").read_text()
+read = [[line.text, line.read.confidence] for line in session.lines()]
 for line in session.lines():
     session.correct(line.key, "fox")
 settings = TeachConfig(epochs=2, batch_size=4, lr=1e-3, precision="fp32", patience=0, held_out=0.25, language=False,
@@ -162,10 +162,13 @@ def rows_of_readers(readers: Callable[[], Readers]) -> dict[str, Callable[[], tu
         two = readers().in_a_notebook("cells-two", 2, 1)
         if "error" in one | two:
             return str((one | two)["error"]), False
-        most, same = readers().difference(one["model"], two["model"]), one["read"] == two["read"]
+        most = readers().difference(one["model"], two["model"])
+        (texts, sure), (others, others_sure) = (zip(*answer["read"], strict=True) for answer in (one, two))
+        apart = max(abs(first - second) for first, second in zip(sure, others_sure, strict=True))
         told = [line for line in [*two["said"], *two["log"].splitlines()] if line.startswith("2 processes on")]
-        texts = "the same text" if same else "another text"
-        return f"{' '.join(told)} {texts}; largest difference {most:g}", (most, same, len(told)) == (0, True, 2)
+        same = f"{'the same' if texts == others else 'another'} text, confidences at most {apart:.0e} apart"
+        good = (most, texts == others, len(told)) == (0, True, 2) and apart < 1e-5
+        return f"“{' '.join(told)}” {same}; largest difference of a weight {most:g}", good
 
     return {
         "TrOCR, all weights, 2 processes and accumulation 2": teach,

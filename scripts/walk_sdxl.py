@@ -234,6 +234,9 @@ def try_and_write(lab: Lab, walk: Walk) -> None:
     page.set_default_timeout(600_000)
     page.goto(re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", said)[1])
     page.get_by_label("Prompt", exact=True).fill("a zib cat")
+    for slider, value in (("Steps", "2"), ("Size in pixels", "512")):
+        page.get_by_label(f"number input for {slider}", exact=True).fill(value)
+        page.keyboard.press("Tab")
     page.get_by_role("button", name="Generate").click()
     page.locator(".grid-container img").nth(1).wait_for()  # before and after
     page.wait_for_timeout(1500)
@@ -278,6 +281,9 @@ def gpus(work: Path, walk: Walk) -> None:
     startup = work / "seeming" / "startup"
     startup.mkdir(parents=True)
     text = "import torch\ntorch.cuda.device_count = lambda: 2\n"
+    (startup.parent / "sitecustomize.py").write_text(text, encoding="utf-8")  # of what the kernel starts
+    path = os.pathsep.join([str(startup.parent), str(ROOT)])
+    text += f"import os\nos.environ['PYTHONPATH'] = {path!r}\n"
     (startup / "10-gpus.py").write_text(text, encoding="utf-8")
     with laboratory(work / "lab-gpus", startup, walk.shots) as open_notebook:
         lab = open_notebook("dreambooth.ipynb")
@@ -303,7 +309,8 @@ PARTS: dict[str, Callable[[Path, Walk], None]] = {"sdxl": sdxl, "gpus": gpus}
 
 def record(rows: list[tuple[str, str, float]]) -> str:
     """The page of results."""
-    table = [f"| {name} | {said.replace('|', '/')} |" for name, said, _seconds in rows]
+    kept = [(name, re.sub(r"/\S*/(?=Fast-Dreambooth|class\b)", ".../", said)) for name, said, _seconds in rows if said]
+    table = [f"| {name} | {said.replace('|', '/')} |" for name, said in kept]
     about = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores"
     return "\n".join(
         [

@@ -25,6 +25,7 @@ from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.dreambooth.resume.generation import load_tensors, save_tensors  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings  # noqa: E402
 from fastsd_helpers.dreambooth.training.adafactor import round_stochastically  # noqa: E402
+from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents  # noqa: E402
 from fastsd_helpers.dreambooth.training.randomness import generator_for  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
 from fastsd_helpers.errors import SettingsError  # noqa: E402
@@ -148,6 +149,21 @@ def test_fused_or_after_the_pass_and_computed_again_or_not_the_weights_are_the_s
         assert changed > 0.8 * len(begun)
     assert same(ends[0], ends[1])
     assert same(ends[0], ends[2])
+
+
+def test_weights_that_two_passes_of_one_loss_use_are_stepped_once(bases) -> None:
+    """Class images of another size take a pass of their own."""
+    context = open_studio(bases["sdxl-short"], class_prompt="a dog", class_images=2, prior_weight=1.0, **FULL)
+    generator = torch.Generator().manual_seed(4)
+    mean, numbers = torch.randn((2, 4, 16, 8), generator=generator), torch.tensor([[64.0, 128, 0, 0, 64, 128]] * 2)
+    context.class_latents, context.class_prompt_of = SortedLatents.one(Latents(mean, mean / 10, None, numbers)), [2, 2]
+    fused, plain = open_stage("unet", context, None), open_stage("unet", context, None)
+    for parameter in plain.parameters:
+        parameter._post_accumulate_grad_hooks.clear()
+    assert context.draw_batch("unet", 0, 0).apart is not None
+    assert fused.take_step(0, 1e-3) == plain.take_step(0, 1e-3)
+    assert same(fused.weights(), plain.weights())
+    assert {float(value) for name, value in fused.stepper.state()[0].items() if name.startswith("step/")} == {1.0}
 
 
 # ------------------------------------------------------------------------------------------------------- runs

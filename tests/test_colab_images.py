@@ -220,14 +220,11 @@ class Watch:
             assert torch.get_default_device().type == "cpu", f"{name} is imported under the meta device"
             Watch.asking = False
 sys.meta_path.insert(0, Watch())
-from types import SimpleNamespace
-from fastsd_helpers import demo
-from fastsd_helpers.dreambooth.families import family_named
-from fastsd_helpers.dreambooth.training.stages import TrainingContext
 from pathlib import Path
-context = TrainingContext.__new__(TrainingContext)
-context.base = SimpleNamespace(folder=Path(demo.__file__).parent / "model")
-context.family = family_named("sd15")
-print([context.count_of(part) > 10000 for part in ("unet", "text_encoder")])
+from fastsd_helpers import demo
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.registry import find_model
+base = BaseModel("demo", Path(demo.__file__).parent / "model", find_model("demo"))
+print([len(list(base.build_empty(part).parameters())) > 10 for part in ("unet", "text_encoder")])
 """
     assert in_a_child(code, tmp_path) == "[True, True]"

@@ -127,6 +127,18 @@ def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monk
     assert session.record["prompts"] == ["mel dog", "zib robot"]
 
 
+@pytest.mark.parametrize("side", [64, 192, 512, 1024])
+def test_the_words_of_a_grid_are_as_large_as_its_images_whatever_their_size(side: int) -> None:
+    from PIL import Image
+
+    from fastsd_helpers.dreambooth.training.sampling import draw_grid
+
+    made = draw_grid([[Image.new("RGB", (side, side), "black")] * 2], ["step 3"], ["a zib dog"])
+    small = made.convert("L").resize((504, round(504 * made.height / made.width)))  # as it is shown
+    words = [y for y in range(60) if min(small.crop((96, y, 504, y + 1)).tobytes()) < 160]
+    assert 8 <= len([y for y in words if y < 40]) <= 16
+
+
 def test_sample_prompts_are_spread_over_all_subjects() -> None:
     from types import SimpleNamespace
 

@@ -43,7 +43,7 @@ def plan_for(
     config = DreamBoothConfig(**{"optimizer": "adamw8bit", **settings})
     stages = STEPS if stages is None else stages
     kind = config.method, config.lora_rank
-    export = SD15.export_bytes(*kind)
+    export = SD15.export_bytes(*kind, stages)
     return plan_run(config, stages, SD15.trained(*kind), export, Path("x"), standing=standing)
 
 

@@ -11,7 +11,8 @@ from test_stages import open_studio, pictures  # noqa: E402
 
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.training.base_model import plain_names, suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.base_model import plain_names, suit_cpu, suits_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.lora import trained_count_of  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
@@ -206,9 +207,9 @@ def test_the_counts_are_those_of_the_networks(small_base):
     full, lora = open_studio(small_base), open_studio(small_base, method="lora", lora_rank=2)
     for part in ("unet", "text_encoder"):
         count = sum(parameter.numel() for parameter in full.base.load(part).parameters())
-        assert full.count_of(part) == full.trained_count_of(part) == lora.count_of(part) == count
-        assert 0 < lora.trained_count_of(part) < count
-        assert all(parameter.is_meta for parameter in full.build_empty(part).parameters())
+        assert trained_count_of(full.base, full.config, part) == count
+        assert 0 < trained_count_of(lora.base, lora.config, part) < count
+        assert all(parameter.is_meta for parameter in full.base.build_empty(part).parameters())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_the_counts_are_those_of_the_networks(small_base):
 )
 def test_the_forms_for_cpus_are_chosen_for_half_precision_below_256_px(small_base, precision, resolution, suits):
     context = open_studio(small_base, precision=precision, resolution=resolution)
-    assert context.suits_cpu() is suits
+    assert suits_cpu(context.config, "cpu") is suits
     with context.autocast():
         assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)

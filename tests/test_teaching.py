@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from installed import require_installed
@@ -84,6 +85,7 @@ def test_an_unfinished_run_goes_on_with_what_it_began_with_whatever_was_correcte
     again = choose(ReadingSession(session.folder))
     assert again.folder == first.folder
     assert "continues with the lines it began with" in again.why
+    assert choose(session, replace(TINY, processes=2)).settings.processes == 2, "on the GPUs that are there now"
     assert "dog" not in (first.folder / "learned.jsonl").read_text() + (first.folder / "held-out.jsonl").read_text()
     anew = choose(session, start_over=True)
     assert anew.folder != first.folder, "other lines are another run"

@@ -27,27 +27,15 @@ def open_plain(
         keep_latents: the mean and deviation of every image's latents are computed before the first step and kept.
     """
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler
 
-    peft = load_peft("The plain loop of SDXL", "Run: fastsd install dreambooth.")
     require_inert(model)
     device = torch.device(describe_device().kind)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
     half = dtype is not torch.float32
     prompt, pooled = _encode_prompt(model, device, dtype)
-    # The script has the VAE in fp32 whatever the precision (in fp16 SDXL's overflows), and casts what comes out of it.
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True).to(device, torch.float32)
-    vae.requires_grad_(False)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True)
-    unet.requires_grad_(False).to(device, dtype).train()
-    if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    layers = ["to_k", "to_q", "to_v", "to_out.0"]
-    lora = peft.LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=layers)
-    unet.add_adapter(lora)
+    vae, unet = _open_networks(model, device, dtype, settings)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
     schedule = DDPMScheduler.from_pretrained(model, subfolder="scheduler", local_files_only=True)
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
@@ -85,6 +73,28 @@ def open_plain(
         loss.item()  # the script shows it in its bar
 
     return step, caches
+
+
+def _open_networks(model: Path, device: Any, dtype: Any, settings: "Settings") -> tuple[Any, Any]:
+    """The frozen VAE, and the frozen U-Net with its LoRA in fp32."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    peft = load_peft("The plain loop of SDXL", "Run: fastsd install dreambooth.")
+    # The script has the VAE in fp32 whatever the precision (in fp16 SDXL's overflows), and casts what comes out of it.
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True).to(device, torch.float32)
+    vae.requires_grad_(False)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True)
+    unet.requires_grad_(False).to(device, dtype).train()
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    layers = ["to_k", "to_q", "to_v", "to_out.0"]
+    lora = peft.LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=layers)
+    unet.add_adapter(lora)
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return vae, unet
 
 
 def _pixels(pictures: list[Path], settings: "Settings", index: int, device: Any) -> "torch.Tensor":

@@ -114,57 +114,44 @@ def convert(
     files neither torch is imported nor more than a few pieces of tensors are in memory.
 
     Args:
-        src: a Diffusers folder (a whole pipeline, a VAE or a text encoder), a .safetensors, .ckpt or .bin file, or a
-            LoRA as a file or folder.
+        src: a Diffusers folder (pipeline, VAE, text encoder), a .safetensors, .ckpt or .bin file, or a LoRA of either.
         dst: what to write.
         dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
         verify: read what was written back from disk and compare every tensor's bytes with the source.
         overwrite: replace `dst` if it exists.
-        base: source of missing what the source does not have: for a folder, a Diffusers folder with tokenizers and
-            configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
+        base: source of what is missing: for a folder, a Diffusers folder with tokenizers and configurations; for a
+            single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
         ema: use the EMA weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
-        merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
-            LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
+        merge: `LORA` or `LORA:strength` of each that is added: LoRA, LoCon, LoHa, LoKr, DoRA, IA3, full differences.
 
     Returns:
-        What was written: `path`, `sha256` (empty for a folder, and without `hashes` and `verify`), `bytes`, `tensors`,
-        and notes.
+        `path`, `sha256` (not of a folder, nor without `hashes` or `verify`), `bytes`, `tensors` and `notes`.
 
     Raises:
         CheckpointError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
-        DiskFull: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
-        DriveReadOnly: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
-        DriveError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
-        WrongFamily: `src` is not a model that can be converted.
-        ModelNotFound: `src` is not a model that can be converted.
-        ModelError: `src` is not a model that can be converted.
+        DriveError: DiskFull, DriveReadOnly or another fault of the disk; nothing half-written is left.
+        ModelError: WrongFamily, ModelNotFound or another reason why `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
-    dst = Path(dst).expanduser()
-    base = Path(base).expanduser() if base is not None else None
+    dst, base = Path(dst).expanduser(), Path(base).expanduser() if base is not None else None
     given = _look(Path(src).expanduser(), dst, base, family, dtype)
     src = given.path
     if given.what == "lora":
-        from fastsd_helpers.checkpoints.lora_converter import convert_lora
-
-        _refuse_merging(src, merge)
         require_inert([src])
-        written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        written = _convert_lora(src, dst, merge, dtype=dtype, overwrite=overwrite, verify=verify)
         return replace(written, notes=(*given.notes, *written.notes))
-    # It needs numpy, and only now is needed.
-    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters  # it needs numpy
 
     (check_destination if dst.suffix.lower() in _FILES else _check_folder)(dst, overwrite=overwrite)
     require_inert([src])  # links that lead nowhere or round in a circle too
     with ExitStack() as stack:
         merging = Merging(open_adapters(merge, stack), src.stem if src.is_file() else src.name)
         refuse_sources(dst, merging.files)
-        written = _convert_model(
-            given, dst, Conversion(dtype, verify, overwrite, base, family, ema, hashes, all_in_one, merging)
-        )
+        options = Conversion(dtype, verify, overwrite, base, family, ema, hashes, all_in_one, merging)
+        written = _convert_model(given, dst, options)
     return replace(written, notes=tuple(dict.fromkeys((*given.notes, *written.notes, *merging.notes))))
 
 
@@ -206,12 +193,15 @@ def _convert_model(given: Given, dst: Path, options: "Conversion") -> Checkpoint
     return convert_pipeline(src, dst, to_file, found, options)
 
 
-def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
+def _convert_lora(src: Path, dst: Path, merge: Sequence[object], **how: Any) -> CheckpointFile:
+    from fastsd_helpers.checkpoints.lora_converter import convert_lora
+
     if merge:
         raise CheckpointError(
             f"{src} is a LoRA, and a LoRA is merged into a model.",
             "Give the model first: fastsd convert MODEL NEW.safetensors --merge LORA.",
         )
+    return convert_lora(src, dst, **how)
 
 
 def _check_name(dst: Path) -> None:
@@ -227,8 +217,6 @@ def _check_name(dst: Path) -> None:
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, options: Conversion) -> CheckpointFile:
-    from fastsd_helpers.checkpoints.lora_converter import convert_lora
-
     opened, family = open_file(src), options.family
     try:
         source = tidy(opened)
@@ -240,10 +228,10 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: Conversion) -> C
     finally:
         opened.close()
     if kind.what.startswith("lora"):
-        _refuse_merging(src, options.merging.files)
         if family is not None:
             raise CheckpointError(f"{src} is {kind.words}, not a model of the family {family!r}.", "Leave it out.")
-        return convert_lora(src, dst, dtype=options.dtype, overwrite=options.overwrite, verify=options.verify)
+        how = {"dtype": options.dtype, "overwrite": options.overwrite, "verify": options.verify}
+        return _convert_lora(src, dst, options.merging.files, **how)
     if kind.what == "diffusers part":
         if not to_file:
             raise CheckpointError(f"{src} is {kind.words} already.", ENDINGS)

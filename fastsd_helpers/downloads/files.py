@@ -69,7 +69,7 @@ def fetch(
     overwrite: bool = False,
     models_only: bool = True,
 ) -> Path:
-    """Bring one file onto this machine and return its path; a whole copy from before is kept.
+    """The path of one file that is brought onto this machine; a whole copy from before is kept.
 
     It arrives under another name (`.….part`), is compared with the expected size and sha256, looked into, and only
     then gets its own: a file with its own name is always whole. A stopped download goes on where it stopped.
@@ -84,9 +84,6 @@ def fetch(
         mirrors: further sources of the same file, tried in order.
         overwrite: replace an existing file of that name that differs.
         models_only: refuse what is not a model file (a web page, a program, text).
-
-    Returns:
-        The file, whole and under its own name.
 
     Raises:
         UnsafeModel: it could run code; what was fetched of it is removed.

@@ -134,8 +134,7 @@ def transfer(
     """Bring a file to `part`, going on where an earlier try stopped when that is safe.
 
     What a stopped try left is used only if the server's own mark of the version (ETag) is still the same, or the
-    file's sha256 is known beforehand. The bytes are all there when this returns; whether they are right is for the
-    caller, who knows what the file should be.
+    file's sha256 is known beforehand. The bytes are all there when this returns; the caller knows what they should be.
 
     Args:
         url: a web address.
@@ -153,8 +152,7 @@ def transfer(
 
     Raises:
         DownloadError: it failed; the partial download is kept for the next try.
-        DiskFull: it failed; the partial download is kept for the next try.
-        DriveError: it failed; the partial download is kept for the next try.
+        DriveError: the disk does not take it, DiskFull for one; the partial download is kept.
     """
     failures = Failures(url, pauses_s)
     while True:

@@ -13,7 +13,6 @@ __all__ = [
     "PRESETS",
     "Preset",
     "choose_base_model",
-    "choose_checkpointing",
     "choose_optimizer",
     "choose_precision",
     "choose_prior",
@@ -192,18 +191,6 @@ def _check_adafactor(config: Any) -> str:
         f"optimizer adafactor: {kept}; with several forward passes in a step their gradients are summed before it, "
         f"which takes {2 if config.precision == 'bf16' else 4} bytes a weight more than one alone"
     )
-
-
-def choose_checkpointing(wanted: bool | None, device: Device) -> tuple[bool, str]:
-    """Choose whether values of the forward pass are computed again, from the GPU's memory: (choice, reason)."""
-    if wanted is not None:
-        return wanted, ""
-    # SD 1.5 at 512 px, batch 1, fp16, 8-bit AdamW peaks near 13.7 GiB without it and under 10 with it
-    # (T4 table in ShivamShrirao's README); a T4 has 15.
-    small = device.kind == "cuda" and device.memory_gib < 22
-    if small:
-        return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
-    return False, ""
 
 
 def rows_per_step(config: Any, spec: ModelSpec) -> float:

@@ -8,7 +8,6 @@ from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.presets import (
     PRESETS,
-    choose_checkpointing,
     choose_optimizer,
     choose_precision,
     choose_prior,
@@ -243,7 +242,7 @@ class DreamBoothConfig:
     )
     gradient_checkpointing: bool | None = option(
         None,
-        help="gradient checkpointing: less memory, about a quarter slower; default: chosen from the GPU's memory",
+        help="gradient checkpointing: less memory, about a quarter slower; default: by the memory that is there",
         advanced=True,
     )
     save_every: int | None = option(
@@ -326,7 +325,7 @@ class DreamBoothConfig:
 if TYPE_CHECKING:
 
     class ResolvedConfig(DreamBoothConfig):
-        """The settings after `resolve_settings`: only what depends on free space may still be open."""
+        """The settings after `resolve_settings`: only what depends on memory and free space may still be open."""
 
         unet_lr: float
         text_encoder_lr: float
@@ -366,8 +365,8 @@ def resolve_settings(
     """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
 
     What the user gave wins, then what the session was started with (`saved`), then the preset, the number of photos
-    (`photos`) where steps are automatic, the model's defaults and the device's. After this only save_every, keep_last
-    and sample_every may still be None: they depend on free space.
+    (`photos`) where steps are automatic, the model's defaults and the device's. After this only gradient_checkpointing,
+    which depends on the memory, and save_every, keep_last and sample_every, which depend on free space, may be None.
 
     Raises:
         SettingsError: a resumed run would change; every changed setting is listed.
@@ -401,10 +400,7 @@ def resolve_settings(
     large = spec.trainable and family_named(spec.family).large
     resolved = replace(resolved, precision=chosen["precision"])
     chosen["optimizer"], optimizer_reason = choose_optimizer(resolved, device, large=large)
-    chosen["gradient_checkpointing"], checkpointing_reason = choose_checkpointing(
-        resolved.gradient_checkpointing, device
-    )
-    reasons += [precision_reason, optimizer_reason, checkpointing_reason]
+    reasons += [precision_reason, optimizer_reason]
     if spec.prediction_type in ("epsilon", "v_prediction"):
         chosen |= {"prediction_type": spec.prediction_type, "zsnr": spec.zero_terminal_snr}
     return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]

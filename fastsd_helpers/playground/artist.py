@@ -75,7 +75,7 @@ class Artist:
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
-        """Draw one image, or two of the same noise: before and after the training.
+        """The title and image of what is drawn: one, or two of the same noise, before and after the training.
 
         Args:
             prompt: what to show.
@@ -84,24 +84,20 @@ class Artist:
             size: side in pixels; the model's own when None.
             guidance: guidance scale, 0 to 20; what the model was made for when None.
             negative: what must not be in it; only for models that are drawn with guidance.
-            start: an image to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            start: an image to begin with instead of noise.
             strength: how much of `start` is given up, 0 to 1.
-            control: an image for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            control: an image for the ControlNet, such as edges or a pose.
             control_strength: weight of `control`, 0 to 2.
             control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
-        Returns:
-            (title, image) of each.
-
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
-        size, usual = size or self.size, self.habits
-        steps, guidance = usual.steps if steps is None else steps, usual.guidance if guidance is None else guidance
-        seed = None if seed == -1 else seed
-        weight = self.lora_strength if lora_strength is None else lora_strength
+        size, steps = size or self.size, self.habits.steps if steps is None else steps
+        guidance = self.habits.guidance if guidance is None else guidance
+        seed, weight = None if seed == -1 else seed, self.lora_strength if lora_strength is None else lora_strength
         _require(
             (seed is None or 0 <= seed < 2**63, f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"),
             (prompt.strip(), "there is no prompt"),

@@ -105,8 +105,7 @@ def install(
         wheel_folder: a folder of wheels and archives to install from, by their names in the lock.
         cache: a folder, such as one on Drive, that keeps the wheels of this set in one archive: what is in it, and is
             what the lock names, is not downloaded again; what had to be is put into it.
-        offline: ask no network; left alone, True exactly when there is a `wheel_folder`. False with a folder takes from
-            it what is there (such as a commit archive whose host cannot be reached) and the rest from the index.
+        offline: ask no network; default: only with a `wheel_folder`. False with one: the rest comes from the index.
         skip: names or patterns (`torch`, `nvidia-*`) that the caller installs otherwise.
         lock: another lock file.
         dry_run: only show what would be installed.
@@ -125,10 +124,9 @@ def install(
     plan, waiting = _look(found, name, python, skip, check_imports)
     if dry_run or not (plan.changes or waiting):
         return _report(plan, started, "none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
-    environment = plan.environment
+    environment, tool, imported = plan.environment, "none", {}
     if plan.changes:
         _check_place(plan)
-    tool, imported = "none", {}
     modules: tuple[str, ...] = ()
     with one_at_a_time(environment.prefix):
         plan, waiting = _look(found, name, python, skip, check_imports)  # another one may have done it meanwhile

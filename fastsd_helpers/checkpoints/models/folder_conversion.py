@@ -74,13 +74,6 @@ class Conversion:
 def convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: Conversion) -> CheckpointFile:
     """Convert a whole pipeline.
 
-    Args:
-        src: its folder.
-        dst: what to write.
-        to_file: a single file, else a folder.
-        key: its family.
-        options: how.
-
     Raises:
         CheckpointError: as `convert`; nothing half-written is left.
     """
@@ -124,15 +117,6 @@ def write_parts(
     folder: Path | None = None,
 ) -> CheckpointFile:
     """Write a single file of the networks of a folder.
-
-    Args:
-        dst: the file.
-        key: the family whose layout it gets.
-        parts: the network's name -> its folder or file.
-        described: what else its metadata say.
-        options: how.
-        prediction: what the model predicts, where it says so.
-        folder: the pipeline or network that its settings are read from.
 
     Raises:
         CheckpointError: as `convert`; nothing half-written is left.
@@ -202,13 +186,6 @@ def write_model(
 ) -> CheckpointFile:
     """Write one file, and compare it with its sources where that is wanted.
 
-    Args:
-        dst: it.
-        key: its family.
-        recipes: its tensors.
-        metadata: its metadata.
-        options: how.
-
     Raises:
         CheckpointError: it cannot be written as it was asked for.
         VerificationFailed: it is not what it should be.
@@ -222,13 +199,7 @@ def write_model(
 
 
 def write_sidecar(dst: Path, text: str | None, options: Conversion) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """The note and the file that tell web UIs of a v-prediction model.
-
-    Args:
-        dst: the model, next to which it lies.
-        text: what it says; None where none is needed.
-        options: how.
-    """
+    """The note and the file that tell web UIs of a v-prediction model."""
     if text is None:
         return (), ()
     path = dst.with_suffix(".yaml")
@@ -250,13 +221,6 @@ def _recast(src: Path, dst: Path, key: str, options: Conversion) -> CheckpointFi
 
 def convert_component(src: Path, dst: Path, to_file: bool, part: str, options: Conversion) -> CheckpointFile:
     """Convert one network of a pipeline.
-
-    Args:
-        src: its folder.
-        dst: what to write.
-        to_file: a single file, else a folder.
-        part: the pipeline's name for it.
-        options: how.
 
     Raises:
         CheckpointError: as `convert`; nothing half-written is left.

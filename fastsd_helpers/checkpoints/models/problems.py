@@ -43,12 +43,7 @@ class Problem:
 
 
 def problem_of(err: FastSDError, effect: str) -> Problem:
-    """The problem that an error tells.
-
-    Args:
-        err: it.
-        effect: what web UIs do about it.
-    """
+    """The problem that an error tells."""
     return Problem(err.problem.rstrip("."), effect)
 
 
@@ -63,12 +58,7 @@ class Layout:
 
 
 def against_layout(family: Family, source: Source) -> Layout:
-    """What a file has and lacks of its family's layout.
-
-    Args:
-        family: whose layout.
-        source: the file's tensors.
-    """
+    """What a file has and lacks of its family's layout."""
     plain = [name for name in source.tensors if not name.startswith("model_ema.")]
     try:
         found, unexpected = match_original(family, plain)
@@ -112,11 +102,7 @@ def against_layout(family: Family, source: Source) -> Layout:
 
 
 def missing_problems(missing: Sequence[str]) -> list[Problem]:
-    """The problems that missing tensors make, one for each part of the model.
-
-    Args:
-        missing: their names.
-    """
+    """The problems that missing tensors make, one for each part of the model."""
     groups: dict[str, list[str]] = {}
     for name in missing:
         groups.setdefault(_part_of(name), []).append(name)
@@ -141,11 +127,7 @@ def _part_of(name: str) -> str:
 
 
 def packed_problem(source: Source) -> Problem | None:
-    """The problem of a file whose weights are packed in another library's codes; None for every other.
-
-    Args:
-        source: the file's tensors.
-    """
+    """The problem of a file whose weights are packed in another library's codes; None for every other."""
     try:
         refuse_packed("It", source.tensors)
     except CheckpointError as err:
@@ -155,16 +137,7 @@ def packed_problem(source: Source) -> Problem | None:
 
 
 def general_problems(family: Family | None, source: Source, not_finite: Mapping[str, int] | None) -> Iterator[Problem]:
-    """The problems that any file may have.
-
-    Args:
-        family: of the model, where it is known.
-        source: the file's tensors.
-        not_finite: tensor -> count of values that are infinite or not a number, where it was looked.
-
-    Yields:
-        Each of them.
-    """
+    """The problems that any file may have."""
     halves = [
         name for name, fact in source.tensors.items() if name.endswith("position_ids") and fact.dtype[0] not in "IU"
     ]
@@ -199,12 +172,7 @@ def general_problems(family: Family | None, source: Source, not_finite: Mapping[
 
 
 def packed_folder(folder: Path, source: Source) -> list[Problem]:
-    """As `packed_problem`, of a part of a Diffusers folder, whose config may say so too.
-
-    Args:
-        folder: the part's.
-        source: its tensors.
-    """
+    """As `packed_problem`, of a part of a Diffusers folder, whose config may say so too."""
     try:
         refuse_packed_config(folder)
         refuse_packed(folder, source.tensors)

@@ -59,13 +59,7 @@ def find_held_out(held_out: str, images: str, session: Session) -> Path | None:
 
 
 def nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str]) -> DatasetError:
-    """The error that says why no image is left, with the first reasons for which one was skipped.
-
-    Args:
-        path: where they were looked for.
-        skipped: source and reason of each.
-        notes: sentences on what was passed over.
-    """
+    """The error that says why no image is left, with the first reasons for which one was skipped."""
     if not skipped:
         return DatasetError(" ".join([f"There are no images in {path}.", *notes]), _NO_PICTURES)
     reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])

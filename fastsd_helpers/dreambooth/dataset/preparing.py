@@ -219,8 +219,8 @@ def _edited_captions(session: Session) -> dict[str, tuple[str, str]]:
 
 def _made_here(session: Session) -> set[str]:
     # One that was made from itself is a user's photo all the same.
-    images = recorded_images(session)
-    return {item["sha256"] for item in images if item.get("source_sha256") not in (None, item["sha256"])}
+    made = ((item["sha256"], item.get("source_sha256")) for item in recorded_images(session))
+    return {own for own, source in made if source not in (None, own)}
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -247,9 +247,8 @@ def _read_all(
 ) -> None:
     size = work.config.size
     # A photograph as PNG takes about 1.5 bytes a pixel.
-    what = f"{len(photos.names)} images"
     hint = "Free some space there, choose a smaller --size, or another folder with --root."
-    check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
+    check_room(session.folder, 2 * size * size * len(photos.names), f"{len(photos.names)} images", hint=hint)
     work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
     work.notes += [*photos.notes, *filter(None, [photos.page_line()])]
     after_name = work.after_name is not None and path.resolve() == work.after_name.resolve()
@@ -278,7 +277,11 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
         warnings.append("blurred")
     payload = png_bytes(picture)
     sha256 = hashlib.sha256(payload).hexdigest()
-    came_with = _caption_of(photos, name, warnings)
+    came_with = None
+    try:
+        came_with = photos.caption(name)
+    except DatasetError as err:
+        warnings.append(f"its .txt was ignored: {err.problem.rstrip('.')}")
     if came_with and after_name:
         came_with = whole_prompt(said.words, came_with)
     caption = work.edited.get(source_sha256, ("", came_with))[1]
@@ -356,14 +359,6 @@ def _compare_with_others(
     work.hashes.append(own)
 
 
-def _caption_of(photos: Photos, name: str, warnings: list[str]) -> str | None:
-    try:
-        return photos.caption(name)
-    except DatasetError as err:
-        warnings.append(f"its .txt was ignored: {err.problem.rstrip('.')}")
-        return None
-
-
 def _hold_some_out(work: _Work) -> None:
     if work.config.hold_out == "none":
         return
@@ -398,5 +393,5 @@ def _notes(work: _Work, session: Session) -> list[str]:
     if lost := [edited for sha256, edited in work.edited.items() if sha256 not in there]:
         written = set_captions_aside(session, dict(lost))
         notes.append(f"{len(lost)} captions of photos that are no longer here are kept in {written[0].parent}.")
-    size, chosen = work.config.size, bool(work.config.held_out)
-    return [*notes, *notes_on_prepared(session, work.images, size=size, chosen=chosen)]
+    chosen = bool(work.config.held_out)
+    return [*notes, *notes_on_prepared(session, work.images, size=work.config.size, chosen=chosen)]

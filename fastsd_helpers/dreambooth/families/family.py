@@ -6,7 +6,7 @@ called, and `text_encoder` those text encoders that can learn. With several the 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -61,10 +61,11 @@ class Counts:
         """Stage -> number of values of a LoRA of this rank."""
         return {"text_encoder": rank * self.lora_text_encoder, "unet": rank * self.lora_unet}
 
-    def export_bytes(self, method: str, rank: int) -> int:
-        """Size of the finished float16 file."""
-        vae = 0 if method == "lora" else self.vae
-        return 2 * (sum(self.trained(method, rank).values()) + vae) + 2**20
+    def export_bytes(self, method: str, rank: int, stages: Collection[str]) -> int:
+        """Size of the finished float16 file; of a LoRA those stages alone are in it that are trained."""
+        sizes = self.trained(method, rank)
+        values = sum(sizes[stage] for stage in stages) if method == "lora" else sum(sizes.values()) + self.vae
+        return 2 * values + 2**20
 
 
 class Family(ABC):
@@ -154,8 +155,10 @@ class Family(ABC):
         """The denoiser's prediction, of the shape of `noisy`."""
 
     @abstractmethod
-    def blank_conditions(self, denoiser: Any, rows: int) -> "tuple[Conditions, torch.Tensor | None]":
-        """Conditions of the right shapes, without values, on the current device: for memory figures."""
+    def blank_conditions(
+        self, denoiser: Any, rows: int, encoders: Mapping[str, Any]
+    ) -> "tuple[Conditions, torch.Tensor | None]":
+        """Conditions of the right shapes on the current device, for memory figures; by the encoders if they learn."""
 
     # --------------------------------------------------------------------------------------------------- LoRA
 

@@ -140,14 +140,20 @@ class StableDiffusionXL(StableDiffusion1):
         added = {"text_embeds": text.pooled, "time_ids": pictures}
         return denoiser(noisy, times, text.sequence, added_cond_kwargs=added).sample
 
-    def blank_conditions(self, denoiser: Any, rows: int) -> "tuple[Conditions, torch.Tensor | None]":
+    def blank_conditions(
+        self, denoiser: Any, rows: int, encoders: Mapping[str, Any]
+    ) -> "tuple[Conditions, torch.Tensor | None]":
         """One chunk of text, and the numbers of so many images."""
         import torch
 
         config = denoiser.config
+        told = torch.empty(rows, _SIZE_NUMBERS)
+        if encoders:
+            ids = torch.zeros(rows, 1, _CHUNK + 2, dtype=torch.int64)
+            return self.encode(encoders, dict.fromkeys(encoders, ids)), told
         pooled = config.projection_class_embeddings_input_dim - _SIZE_NUMBERS * config.addition_time_embed_dim
-        sequence = torch.empty(rows, _CHUNK + 2, config.cross_attention_dim, requires_grad=True)
-        return Conditions(sequence, torch.empty(rows, pooled)), torch.empty(rows, _SIZE_NUMBERS)
+        sequence = torch.empty(rows, _CHUNK + 2, config.cross_attention_dim)
+        return Conditions(sequence, torch.empty(rows, pooled)), told
 
     def lora_metadata(self, spec: ModelSpec) -> dict[str, str]:
         """What tells readers that the base predicts velocity; the words for the family are the same."""

@@ -106,12 +106,15 @@ class StableDiffusion1(Family):
         """The U-Net's prediction."""
         return denoiser(noisy, times, text.sequence).sample
 
-    def blank_conditions(self, denoiser: Any, rows: int) -> "tuple[Conditions, torch.Tensor | None]":
+    def blank_conditions(
+        self, denoiser: Any, rows: int, encoders: Mapping[str, Any]
+    ) -> "tuple[Conditions, torch.Tensor | None]":
         """One chunk of text."""
         import torch
 
-        width = denoiser.config.cross_attention_dim
-        return Conditions(torch.empty(rows, 77, width, requires_grad=True)), None
+        if encoders:
+            return self.encode(encoders, {"text_encoder": torch.zeros(rows, 77, dtype=torch.int64)}), None
+        return Conditions(torch.empty(rows, 77, denoiser.config.cross_attention_dim)), None
 
     def lora_metadata(self, spec: ModelSpec) -> dict[str, str]:
         """The words for velocity, where the model predicts that."""

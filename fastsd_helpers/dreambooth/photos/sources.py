@@ -34,9 +34,6 @@ Source = Path | Member
 def read_source(source: Source) -> bytes:
     """The bytes of a file.
 
-    Args:
-        source: where it is.
-
     Raises:
         DatasetError: it cannot be read; the problem is the reason to skip it for.
         DriveError: the folder itself has gone, as after a lost connection to Drive.
@@ -66,13 +63,6 @@ def read_source(source: Source) -> bytes:
 def open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip for the block.
 
-    Args:
-        file: where it is, or what it holds.
-        path: its name in messages.
-
-    Yields:
-        The archive; its members are not checked.
-
     Raises:
         DatasetError: it is damaged, or none.
         DriveError: it cannot be read.
@@ -94,9 +84,6 @@ def open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
 def unpacked(source: Member) -> IO[bytes]:
     """A zip inside a zip, where it can be read from any place.
 
-    Args:
-        source: the inner one.
-
     Raises:
         DatasetError: it cannot be unpacked.
     """
@@ -113,11 +100,6 @@ def unpacked(source: Member) -> IO[bytes]:
 
 def check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
     """Refuse the whole zip for one unsafe name: such a file was made to attack whoever unpacks it.
-
-    Args:
-        member: one of its files.
-        name: its name, as it is meant.
-        path: of the zip, for the message.
 
     Raises:
         DatasetError: the name or the kind is unsafe.
@@ -138,11 +120,7 @@ def check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
 
 
 def is_picture(source: Source) -> bool:
-    """Whether a file of an unknown ending begins as images do.
-
-    Args:
-        source: where it is.
-    """
+    """Whether a file of an unknown ending begins as images do."""
     try:
         if isinstance(source, Path) and not source.is_file():
             return False

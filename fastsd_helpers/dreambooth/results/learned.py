@@ -1,6 +1,7 @@
 """What a session has learned: drawn with, and written as one verified file, at the end of a run or at any time."""
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.beginning import find_base
-from fastsd_helpers.dreambooth.training.lora import write_lora_file
+from fastsd_helpers.dreambooth.training.lora import trained_count_of, write_lora_file
 from fastsd_helpers.dreambooth.training.sampling import draw_grid, draw_with, sample_prompts, save_picture
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.training.stages import TrainingContext
@@ -208,12 +209,12 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
 # ------------------------------------------------------------------------------------------------- the file
 
 
-def export_bytes(base: BaseModel, context: TrainingContext) -> int:
-    """Size of the finished float16 file, from the model's configurations; of the LoRA alone with method lora."""
-    if context.config.method == "lora":
-        return 2 * sum(context.trained_count_of(stage) for stage in STAGE_NAMES) + 2**20
-    vae = context.build_empty("vae")
-    counts = [context.count_of(stage) for stage in STAGE_NAMES]
+def export_bytes(base: BaseModel, config: ResolvedConfig, stages: Collection[str]) -> int:
+    """Size of the finished float16 file, from the model's configurations; with method lora of the LoRA of `stages`."""
+    if config.method == "lora":
+        return 2 * sum(trained_count_of(base, config, stage) for stage in stages) + 2**20
+    vae = base.build_empty("vae")
+    counts = [trained_count_of(base, config, stage) for stage in STAGE_NAMES]
     return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
 
 

@@ -35,9 +35,11 @@ from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.running.launching import launch, model_named, reporter, train_words
 from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
 from fastsd_helpers.dreambooth.running.processes import Processes, choose_processes
+from fastsd_helpers.dreambooth.running.published_speed import published_line
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
+from fastsd_helpers.dreambooth.training.lora import trained_count_of
 from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
@@ -182,7 +184,7 @@ class _Run:
         self.generation, passed_over = self.store.newest()
         for sentence in passed_over:
             self.say(sentence)
-        self.device, differing = weakest_device(self.ranks)
+        self.device, differing = weakest_device(self.ranks, 1 if ranks else processes.count)
         if differing:
             self.say(differing)
         self.start: Start = find_start(
@@ -203,8 +205,8 @@ class _Run:
         self.plan = plan_run(
             self.start.config,
             stages,
-            {stage: self.context.trained_count_of(stage) for stage in stages},
-            learned.export_bytes(self.start.base, self.context),
+            {stage: trained_count_of(self.start.base, self.start.config, stage) for stage in stages},
+            learned.export_bytes(self.start.base, self.start.config, {leg.stage for leg in self.start.legs}),
             session.folder,
             standing=self._standing(stages),
         )
@@ -221,6 +223,9 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
+        spec, steps = self.start.base.spec, self.steps_left().get("unet", 0)
+        if said := published_line(self.device.name, spec.family, self.config, steps):
+            advice.append(said)
         self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
         for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)

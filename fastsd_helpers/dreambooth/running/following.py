@@ -19,7 +19,7 @@ from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SettingsError
-from fastsd_helpers.processes import Ranks
+from fastsd_helpers.processes import Ranks, count_gpus
 from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.sessions import Session
 
@@ -104,9 +104,15 @@ def _base_here(start: Start) -> BaseModel:
 # --------------------------------------------------------------------------------------------- what all of them do
 
 
-def weakest_device(ranks: Ranks) -> tuple[Device, str]:
-    """What every process's device can do, so that one choice of settings suits all; with a sentence if they differ."""
-    found = ranks.gather(describe_device())
+def weakest_device(ranks: Ranks, planned: int = 1) -> tuple[Device, str]:
+    """What every process's device can do, so that one choice of settings suits all; with a sentence if they differ.
+
+    Args:
+        ranks: the processes.
+        planned: how many there will be, each on a GPU of its own, where a run is only planned.
+    """
+    planned = min(planned, count_gpus())
+    found = [describe_device(gpu) for gpu in range(planned)] if planned > 1 else ranks.gather(describe_device())
     least = min(found, key=lambda device: device.memory_bytes)
     most = max(found, key=lambda device: device.memory_bytes)
     names = list(dict.fromkeys(device.name for device in found))

@@ -19,6 +19,12 @@ from fastsd_helpers.wording import label_of
 
 __all__ = ["Plan", "Standing", "generation_sizes", "plan_run"]
 
+_MEMORY_PARTS = {
+    "weights": "weights",
+    "learning": "optimizer state",
+    "step": "forward pass and gradients",
+    "own": "libraries",
+}
 _SAVES_WANTED = 5  # a stage
 _MARGIN = 256 * 2**20
 _ROOM_HINT = "Free some space (empty the trash too, it counts on Google Drive), or keep the session elsewhere (--root)."
@@ -55,6 +61,7 @@ class Plan:
     free_bytes: int
     reasons: tuple[str, ...]
     memory_bytes: dict[str, int] = field(default_factory=dict)  # stage -> peak, computed
+    memory_parts: dict[str, dict[str, int]] = field(default_factory=dict)  # stage -> what it is made of
     seconds_per_step: dict[str, float] = field(default_factory=dict)  # stage -> measured on this machine
     minutes: float | None = None  # of all steps that are left
     lost_steps: dict[str, int] = field(default_factory=dict)  # stage -> steps lost at worst when the machine goes
@@ -120,11 +127,9 @@ class Plan:
 
     def _cost(self) -> list[str]:
         lines = []
-        if self.memory_bytes:
-            sizes = ", ".join(
-                f"{_gb(size)} in the {label_of(stage)} stage" for stage, size in self.memory_bytes.items()
-            )
-            lines.append(f"Estimated memory: {sizes}.")
+        for stage, parts in self.memory_parts.items():
+            made_of = ", ".join(f"{_MEMORY_PARTS[name]} {_gb(size)}" for name, size in parts.items() if size)
+            lines.append(f"Estimated memory of the {label_of(stage)} stage: {_gb(sum(parts.values()))} ({made_of}).")
         if self.minutes is not None:
             steps = ", ".join(
                 f"{seconds:.2g} s per {label_of(stage)} step" for stage, seconds in self.seconds_per_step.items()
@@ -395,5 +400,5 @@ def _compare_lora(config: DreamBoothConfig, needs: _Needs, lora: Mapping[str, in
     every = max(1, -(-longest // _SAVES_WANTED))
     return (
         f"A LoRA instead (--method lora): {_gb(small)} a checkpoint, one every {_steps(every)}, "
-        f"a file of {_gb(2 * sum(lora.values()))}."
+        f"a file of {_gb(2 * sum(lora[stage] for stage in needs.stages))}."
     )

@@ -5,35 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fastsd_helpers.device import describe_device
+from fastsd_helpers.dreambooth.training.fitting import savings, savings_in_words
 from fastsd_helpers.errors import FastSDError, TrainingFailed
 from fastsd_helpers.sessions import Session
 
 __all__ = ["explain_shortage", "settings_to_change", "shortage"]
 
-# Above this, the square of the side is what fills the memory.
-_USUAL_PX = 512
-
 
 def settings_to_change(settings: Mapping[str, Any], place: Literal["gpu", "host"]) -> list[str]:
     """Name the settings that would save memory, the one that costs least first, each as `name value (now value)`."""
-    found = []
-    if (settings.get("batch_size") or 1) > 1:
-        found.append(f"batch_size 1 (now {settings['batch_size']})")
-    if place == "gpu" and settings.get("gradient_checkpointing") is not True:
-        found.append("gradient_checkpointing on")
-    if place == "gpu" and settings.get("precision") == "fp32":
-        found.append("precision fp16 (now fp32)")
-    if place == "gpu" and settings.get("optimizer") == "adamw":
-        found.append("optimizer adamw8bit (now adamw)")
-    if settings.get("resolutions"):
-        found.append(f"resolutions without the largest (now {settings['resolutions']})")
-    elif (settings.get("resolution") or 0) > _USUAL_PX:
-        found.append(f"resolution {_USUAL_PX} (now {settings['resolution']})")
-    if settings.get("ema"):
-        found.append("ema 0")
-    if settings.get("method", "full") == "full":
-        found.append("method lora (now full)")
-    return found
+    return savings_in_words(savings(settings, place), settings)
 
 
 def shortage(session: Session, place: Literal["gpu", "host"], fact: str) -> TrainingFailed:

@@ -129,7 +129,7 @@ def plan_from_settings(config: DreamBoothConfig, session: Session) -> Plan | Non
         standing = Standing(gives_back=standing.gives_back, lora=standing.lora)
     kind = resolved.method, resolved.lora_rank
     return plan_run(
-        resolved, stages, counts.trained(*kind), counts.export_bytes(*kind), session.folder, standing=standing
+        resolved, stages, counts.trained(*kind), counts.export_bytes(*kind, stages), session.folder, standing=standing
     )
 
 

@@ -23,6 +23,7 @@ from fastsd_helpers.dreambooth.settings import (
     settings_for_more,
 )
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.fitting import fit_into_memory
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.errors import ModelNotFound, SettingsError
 from fastsd_helpers.options import from_values, to_values
@@ -160,6 +161,9 @@ def find_start(
     else:
         own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
+    if open_legs or begins:
+        config, chosen = fit_into_memory(base, config, device, given=given, begun=not begins)
+        reasons += chosen
     reasons += _check_resolutions(base, config)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     if begins:
@@ -207,7 +211,9 @@ def _begin(
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref, "processes": begun}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
-    reasons = [reason, *reasons, *_check_resolutions(base, config), _distilled_line(ref)]
+    checked = _check_resolutions(base, config)
+    config, chosen = fit_into_memory(base, config, device, given=given)
+    reasons = [reason, *reasons, *chosen, *checked, _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
     return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)

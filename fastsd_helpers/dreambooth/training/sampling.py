@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_grid", "draw_pictures", "draw_with", "sample_prompts", "save_picture"]
 
+_LEAST_SHOWN_PX = 192  # of an image in a grid
+
 
 def draw_pictures(
     base: BaseModel,
@@ -103,13 +105,13 @@ def draw_grid(rows: "list[list[Image.Image]]", titles: list[str], captions: list
     from PIL import Image, ImageDraw, ImageFont
 
     side = rows[0][0].width
-    shown = max(side, 192)
-    gap, line = 8, 20
-    title_width = 96
+    shown = max(side, _LEAST_SHOWN_PX)
+    # The words are as large beside large images: the sheet is shown at one width, whatever its own.
+    gap, line, title_width, letters = (round(px * shown / _LEAST_SHOWN_PX) for px in (8, 20, 96, 15))
     top = gap + (3 * line if captions else 0)
     width = title_width + len(rows[0]) * (shown + gap) + gap
     sheet = Image.new("RGB", (width, top + len(rows) * (shown + gap) + gap), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(letters)
     for index, caption in enumerate(captions or []):
         left = title_width + index * (shown + gap)
         for number, text in enumerate(_wrap(pen, caption, font, shown)[:3]):

@@ -5,7 +5,6 @@ A stage's name is also the role of its weights in a checkpoint. What differs bet
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,17 @@ from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import (
     BaseModel,
     checkpoint_gradients,
-    class_of,
+    dtypes_of,
     plain_names,
     put_tensors,
     suit_cpu,
+    suits_cpu,
 )
 from fastsd_helpers.dreambooth.training.cache import SortedLatents, encode_buckets, encode_prompts
 from fastsd_helpers.dreambooth.training.ema import Average
-from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
+from fastsd_helpers.dreambooth.training.lora import add_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
-from fastsd_helpers.dreambooth.training.optimizers import Stepper, sum_gradients, weight_bytes
+from fastsd_helpers.dreambooth.training.optimizers import Stepper, sum_gradients
 from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
@@ -53,7 +53,7 @@ class TrainingContext:
         self.ranks, self.parts = ranks or Ranks(), parts or config.accumulation  # `parts` of all processes together
         self.family: Family = base.family
         self.device = torch.device(device.kind)
-        self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+        self.dtype = dtypes_of(self.family, config)[0]
         self.objective = base.load_objective()
         self.tokenizers = base.load_tokenizers()
         self.trained: dict[str, dict[str, torch.Tensor] | None] = dict.fromkeys(STAGE_NAMES)
@@ -71,42 +71,8 @@ class TrainingContext:
 
     @property
     def base_dtype(self) -> Any:
-        """The torch dtype in which the networks of a stage are kept; None for float32.
-
-        A LoRA's own matrices are in float32 all the same.
-        """
-        half = self.family.half_base if self.config.method == "lora" else weight_bytes(self.config) == 2
-        return self.dtype if half else None
-
-    def count_of(self, stage: str) -> int:
-        """Number of values of a stage's networks, from the model's own configuration."""
-        networks = [self.build_empty(part) for part in self.family.parts_of(stage)]
-        return sum(parameter.numel() for network in networks for parameter in network.parameters())
-
-    def trained_count_of(self, stage: str) -> int:
-        """Number of values of a stage that are trained: all of them, or the LoRA's."""
-        if self.config.method != "lora":
-            return self.count_of(stage)
-        rank, targets = self.config.lora_rank, self.config.lora_targets
-        return sum(
-            count_lora(self.family, self.build_empty(part), part, rank=rank, targets=targets)
-            for part in self.family.parts_of(stage)
-        )
-
-    def build_empty(self, part: str) -> Any:
-        """A network without weights, on the `meta` device."""
-        import torch
-
-        # Imported first: what a library imports along with a class may calculate, as an older torchao does.
-        build = self._builder_of(part)
-        with torch.device("meta"):
-            return build()
-
-    def _builder_of(self, part: str) -> Callable[[], Any]:
-        kind, folder = class_of(self.family, part), self.base.folder
-        if self.family.parts[part][0] == "diffusers":
-            return lambda: kind.from_config(kind.load_config(folder, subfolder=part))
-        return lambda: kind(kind.config_class.from_pretrained(folder, subfolder=part))
+        """The torch dtype in which the networks of a stage are kept; a LoRA's own matrices are in float32."""
+        return dtypes_of(self.family, self.config)[1]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Half-precision arithmetic where the settings ask for it."""
@@ -127,15 +93,9 @@ class TrainingContext:
 
     def prepare(self, module: Any) -> Any:
         """Move a network to the device, in the form that is fast there."""
-        if self.suits_cpu():
+        if suits_cpu(self.config, self.device.type):
             suit_cpu(module)
         return module.to(self.device)
-
-    def suits_cpu(self) -> bool:
-        """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
-        # Plain attention holds whole attention maps: at 256 px and above it is not faster.
-        half, px = self.dtype is not None, max(self.config.resolution, *self.config.training_resolutions)
-        return self.device.type == "cpu" and half and (px // 8) ** 2 < 1024
 
     def sort(self, images: "tuple[PreparedImage, ...]", *, classes: bool = False) -> tuple[Bucket, ...]:
         """Sort images, or class images, into the buckets of every resolution that they are trained at."""

@@ -49,6 +49,14 @@ class RunConfig:
         check(self, ["start_over and more_steps exclude each other: choose one"] if both else [])
 
 
+_KEPT = (
+    "It continues with the settings it was started with: what the training's form asks for is kept until it has ended."
+)
+_STOPPING = (
+    "To stop it: the Stop button, or the notebook's own for this cell. Both let the training save a checkpoint first."
+)
+
+
 def run_training(
     config: DreamBoothConfig,
     session: Session,
@@ -101,14 +109,8 @@ def run_training(
     else:
         logger.info("A training of this session is running already; this cell shows it.")
         if restart or wanted.start_over or wanted.more_steps or wanted.more_text_encoder_steps:
-            logger.info(
-                "It continues with the settings it was started with: what the training's form asks for is kept until "
-                "it has ended."
-            )
-    logger.info(
-        "To stop it: the Stop button, or the notebook's own for this cell. Both let the training save a checkpoint "
-        "first."
-    )
+            logger.info(_KEPT)
+    logger.info(_STOPPING)
     result = _watch(child, session, begun)
     if wanted.disconnect_when_done:
         desk.untick(RunConfig, disconnect_when_done=False)

@@ -16,11 +16,18 @@ from fastsd_helpers.forms.widgets.polling import answer_widgets
 from fastsd_helpers.forms.widgets.view import in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView
 from fastsd_helpers.options import Checked, option, options_of
+from fastsd_helpers.processes import stop_signals
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 from fastsd_helpers.trocr.reading.dataset import LineSet
-from fastsd_helpers.trocr.reading.processes import choose_processes, launch_reading, session_division, session_shares
+from fastsd_helpers.trocr.reading.processes import (
+    Division,
+    choose_processes,
+    launch_reading,
+    session_division,
+    session_shares,
+)
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, SavedLine, choose_reader
 from fastsd_helpers.trocr.teaching.language import fit_language
@@ -163,12 +170,12 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     show_widget(view.box)
     watch = _Watch(view, _count_files(images))
     try:
-        count = choose_processes(config.processes, lambda: session_shares(images)) if images else 1
+        # A language model of a text is fitted here, to the session's corrections.
+        may_divide = images and not _is_of_a_text(config.language)
+        count = choose_processes(config.processes, lambda: session_shares(images)) if may_divide else 1
         if count > 1:
             division = session_division(session, config, images, chosen)
-            launch_reading(count, division, watch.count, watch.is_stopped)
-            session.look_again()
-            lines, gain = session.lines(), ""
+            lines, gain = _read_in_processes(count, division, session, watch), ""
         else:
             lines, gain = _read_here(config, session, images, chosen, watch)
     except KeyboardInterrupt as err:
@@ -203,7 +210,7 @@ def _read_here(
 
 def _with_language(reader: Reader, wanted: str, session: ReadingSession, watch: "_Watch") -> tuple[Reader, str]:
     """The reader, whose language model of a text counts as it helps on the corrected lines; and that in words."""
-    if wanted in ("auto", "none") or wanted.endswith(".safetensors"):  # the file of one has weights that were chosen
+    if not _is_of_a_text(wanted):
         return reader, ""
     lines = session.corrected() if session.has_corrections else LineSet([])
     reader, gain = fit_language(reader, lines, progress=watch.batch)
@@ -212,6 +219,21 @@ def _with_language(reader: Reader, wanted: str, session: ReadingSession, watch: 
     told = f"Language model, on {gain.lines} corrected lines, {gain.in_words()}."
     logger.info("%s", told)
     return reader, f" {told}"
+
+
+def _is_of_a_text(language: str) -> bool:
+    """Whether a language model is yet to be fitted; the file of one has weights that were chosen."""
+    return language not in ("auto", "none") and not language.endswith(".safetensors")
+
+
+def _read_in_processes(count: int, division: Division, session: ReadingSession, watch: "_Watch") -> list[SavedLine]:
+    with stop_signals() as stop:  # the notebook's interrupt button: what was read is noted first
+        try:
+            launch_reading(count, division, watch.count, lambda: watch.is_stopped() or stop.is_set())
+        except Interrupted as err:
+            raise Interrupted(*_STOPPED) from err
+    session.look_again()
+    return session.lines()
 
 
 class _Watch:

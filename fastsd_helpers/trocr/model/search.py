@@ -77,6 +77,21 @@ class Found:
         """Mean log-probability per token, the end counted; 0 for an empty result."""
         return sum(self.log_probs) / max(1, len(self.log_probs))
 
+    def add(self, token: int, log_prob: float, looked: "torch.Tensor | None", eos: tuple[int, ...]) -> None:
+        """Write one token more, and where the model looked for it.
+
+        Args:
+            token: its id.
+            log_prob: the reader's.
+            looked: over the image's places, where that is kept.
+            eos: the ids that end a line.
+        """
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        if self.seen is not None and looked is not None:
+            self.seen.append(looked)
+        self.ended = token in eos
+
 
 def greedy_search(
     engine: Engine,
@@ -108,36 +123,23 @@ def greedy_search(
     written = [language.begin() if language else None for _ in found]
     tokens = torch.full((len(running), 1), limits.start)
     for step in range(steps):
-        looked: list[torch.Tensor] = []
-        scores = (engine.step(state, tokens, looked) if watch else engine.step(state, tokens))[:, 0]  # type: ignore[call-arg]
-        places = torch.stack([layer.float().mean(dim=(1, 2)) for layer in looked]).mean(0).cpu() if watch else None
-        scores = _without(banned, scores)
+        scores, places = _watched(engine, state, tokens) if watch else (engine.step(state, tokens), None)
+        scores = _without(banned, scores[:, 0])
         if step < limits.min_new_tokens:
             scores[:, list(limits.eos)] = float("-inf")
-        if ban_loops:
-            for row, place in enumerate(running):
-                looping = _would_loop(found[place].ids) if place >= 0 else []
-                if looping:
-                    scores[row, looping] = float("-inf")
-        if language is None:
-            best = scores.argmax(dim=-1)
-        else:
-            rows = [written[place] for place in running]
-            fused = _with_language(language, [rows], scores.log_softmax(dim=-1).to("cpu")[None], limits.eos, _JUDGED)
-            best = fused[0].argmax(dim=-1).to(scores.device)
-        log_probs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
+        for row, place in enumerate(running if ban_loops else []):
+            if place >= 0:
+                scores[row, _would_loop(found[place].ids)] = float("-inf")
+        best = _likeliest(scores, language, [written[place] for place in running], limits.eos)
+        logs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
         for row, (place, token) in enumerate(zip(running, best.tolist(), strict=True)):
             if place < 0:
                 continue
             line = found[place]
-            line.ids.append(token)
-            line.log_probs.append(log_probs[row])
+            line.add(token, logs[row], places[row] if places is not None else None, limits.eos)
             if language is not None:
                 written[place] = language.after(written[place], token)
-            if line.seen is not None and places is not None:
-                line.seen.append(places[row])
-            line.ended = token in limits.eos
-            if stop_loops and not line.ended and (step + 1) % _CHECK_EVERY == 0:
+            if stop_loops and not line.ended and ((step + 1) % _CHECK_EVERY == 0 or step + 1 == steps):
                 line.looped = find_loop(line.ids) is not None
             if line.ended or line.looped:
                 running[row] = -1
@@ -150,15 +152,31 @@ def greedy_search(
             engine.keep(state, index)
             tokens = tokens[index]
             running = [running[row] for row in alive]
-    if stop_loops:
-        for line in found:
-            line.looped = line.looped or (not line.ended and find_loop(line.ids) is not None)
     return found
+
+
+def _watched(engine: Any, state: Any, tokens: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    """A step's scores, and where it looked: [lines, places], the mean of layers and heads."""
+    import torch
+
+    looked: list[torch.Tensor] = []
+    scores = engine.step(state, tokens, looked)
+    return scores, torch.stack([layer.float().mean(dim=(1, 2)) for layer in looked]).mean(0).cpu()
 
 
 def _without(banned: "torch.Tensor | None", scores: "torch.Tensor") -> "torch.Tensor":
     """The scores, [..., vocabulary], with those tokens impossible."""
     return scores if banned is None else scores.index_fill(-1, banned.to(scores.device), float("-inf"))
+
+
+def _likeliest(
+    scores: "torch.Tensor", language: Language | None, written: list[Any], eos: tuple[int, ...]
+) -> "torch.Tensor":
+    """The token of each line that is the likeliest, with what language adds."""
+    if language is None:
+        return scores.argmax(dim=-1)
+    fused = _with_language(language, [written], scores.log_softmax(dim=-1).to("cpu")[None], eos, _JUDGED)
+    return fused[0].argmax(dim=-1).to(scores.device)
 
 
 def _with_language(
@@ -186,9 +204,8 @@ def beam_search(
 ) -> list[Found]:
     """Keep the `beams` likeliest beginnings of every line; the best by mean log-probability wins.
 
-    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False); with
-    a language it is the best sum, in which its bonus for length stands for the mean (length_penalty 0). The others that
-    were finished, `beams` in all, are kept as `others`.
+    Stopping and ranking follow transformers' default (length_penalty 1, early_stopping False); with a language it is
+    the best sum, in which its bonus for length stands for the mean (length_penalty 0). `others`: what else finished.
     Source: transformers, generation/utils.py `_beam_search`; here finished lines leave the batch.
     """
     import torch
@@ -196,65 +213,62 @@ def beam_search(
     steps = min(limits.max_new_tokens, engine.most_steps)
     state = engine.begin(hidden, beams, steps)
     count = len(hidden)
-    eos = torch.tensor(limits.eos)
-    candidates = max(2, 1 + len(limits.eos)) * beams
+    most = max(2, 1 + len(limits.eos)) * beams
     places = torch.arange(count)  # rows of the state -> lines
-    running = torch.zeros(count, beams, 0, dtype=torch.long)
-    running_logs = torch.zeros(count, beams, 0)
-    scores = torch.full((count, beams), -1e9)
-    scores[:, 0] = 0  # all beams are the same at first: only one may put forward candidates
+    running, running_logs = torch.zeros(count, beams, 0, dtype=torch.long), torch.zeros(count, beams, 0)
+    # All beams are the same at first: only one may put forward candidates.
+    scores = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(count, 1)
     finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     tokens = torch.full((count, beams), limits.start)
     written = [[language.begin() for _ in range(beams)] for _ in range(count)] if language else []
-
-    def lengths(step: int) -> int:
-        return 1 if language else step + 1
-
     for step in range(steps):
+        length = 1 if language else step + 1
         log_probs = _without(banned, engine.step(state, tokens)).log_softmax(dim=-1).to("cpu")
         if step < limits.min_new_tokens:
             log_probs[..., list(limits.eos)] = float("-inf")
-        rows, vocabulary = len(places), log_probs.shape[-1]
-        judged = log_probs
-        if language is not None:
-            judged = _with_language(language, written, log_probs, limits.eos, max(_JUDGED, candidates))
-        sums, flat = (judged + scores[:, :, None]).view(rows, -1).topk(candidates)
-        parent, token = flat // vocabulary, flat % vocabulary
-        own_log = log_probs.view(rows, -1).gather(1, flat)
-        last = step + 1 == steps
-        ends = torch.isin(token, eos) | last
+        judged = _with_language(language, written, log_probs, limits.eos, max(_JUDGED, most)) if language else log_probs
+        sums, parent, token, own_log = _best_pairs(log_probs, judged + scores[:, :, None], most)
+        stops, last = torch.isin(token, torch.tensor(limits.eos)), step + 1 == steps
+        ends = stops | last
         history = torch.cat((_pick(running, parent), token[:, :, None]), dim=2)
         history_logs = torch.cat((_pick(running_logs, parent), own_log[:, :, None]), dim=2)
-
-        # Among the first `beams` candidates, those that end are finished lines; the others go on.
-        for row, candidate in (ends[:, :beams]).nonzero().tolist():
-            ended = bool(torch.isin(token[row, candidate], eos))
-            line = Found(history[row, candidate].tolist(), history_logs[row, candidate].tolist(), ended)
-            _rank(finished[int(places[row])], float(sums[row, candidate]) / lengths(step), line, beams)
+        ranked = [finished[line] for line in places.tolist()]
+        _rank_ended(ranked, ends[:, :beams], stops, sums, length, history, history_logs)
         if last:
             break
-        sums = sums + ends * -1.0e9
-        scores, chosen = sums.topk(beams)
+        scores, chosen = (sums + ends * -1.0e9).topk(beams)
         running, running_logs = _pick(history, chosen), _pick(history_logs, chosen)
         came_from = parent.gather(1, chosen)
-        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], lengths(step))]
+        alive = [row for row, of_line in enumerate(ranked) if not _is_settled(of_line, scores[row], length)]
         if not alive:
             break
-        if len(alive) < rows:
+        if len(alive) < len(ranked):
             # A settled line cannot change any more; going on with it would only cost time.
             index = torch.tensor(alive)
             engine.keep(state, index)
-            places, running, running_logs = places[index], running[index], running_logs[index]
-            scores, came_from = scores[index], came_from[index]
+            rows = (places, running, running_logs, scores, came_from)
+            places, running, running_logs, scores, came_from = (part[index] for part in rows)
             written = [written[row] for row in alive] if language else []
         engine.reorder(state, came_from)
         tokens = running[:, :, -1]
-        if language is not None:
-            written = [
-                [language.after(row[parent], token) for parent, token in zip(*moved, strict=True)]
-                for row, *moved in zip(written, came_from.tolist(), tokens.tolist(), strict=True)
-            ]
-    return [replace(ranked[0][1], others=tuple(line for _mean, line in ranked[1:])) for ranked in finished]
+        written = _follow(language, written, came_from, tokens) if language else []
+    return [replace(best, others=tuple(line for _mean, line in rest)) for (_best_mean, best), *rest in finished]
+
+
+def _follow(
+    language: Language, written: list[list[Any]], came_from: "torch.Tensor", tokens: "torch.Tensor"
+) -> list[list[Any]]:
+    """What is written in each beam of each line after these tokens, [lines, beams]."""
+    return [
+        [language.after(row[parent], token) for parent, token in zip(*moved, strict=True)]
+        for row, *moved in zip(written, came_from.tolist(), tokens.tolist(), strict=True)
+    ]
+
+
+def _best_pairs(log_probs: "torch.Tensor", sums: "torch.Tensor", count: int) -> "tuple[torch.Tensor, ...]":
+    """The best sums of each line, [lines, count], with the beam, the token and the reader's log-probability of each."""
+    best, flat = sums.flatten(1).topk(count)
+    return best, flat // sums.shape[-1], flat % sums.shape[-1], log_probs.flatten(1).gather(1, flat)
 
 
 def _pick(values: "torch.Tensor", which: "torch.Tensor") -> "torch.Tensor":
@@ -262,10 +276,21 @@ def _pick(values: "torch.Tensor", which: "torch.Tensor") -> "torch.Tensor":
     return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
 
 
-def _rank(ranked: list[tuple[float, Found]], mean: float, line: Found, most: int) -> None:
-    ranked.append((mean, line))
-    ranked.sort(key=lambda item: -item[0])  # stable: what was found first stays first among equals
-    del ranked[most:]
+def _rank_ended(
+    ranked: list[list[tuple[float, Found]]],
+    ends: "torch.Tensor",
+    stops: "torch.Tensor",
+    sums: "torch.Tensor",
+    length: int,
+    history: "torch.Tensor",
+    logs: "torch.Tensor",
+) -> None:
+    """Among the first candidates, as many as there are beams, those that end are finished lines; the others go on."""
+    for row, candidate in ends.nonzero().tolist():
+        ids, log_probs = history[row, candidate].tolist(), logs[row, candidate].tolist()
+        ranked[row].append((float(sums[row, candidate]) / length, Found(ids, log_probs, bool(stops[row, candidate]))))
+        ranked[row].sort(key=lambda item: -item[0])  # stable: what was found first stays first among equals
+        del ranked[row][ends.shape[1] :]
 
 
 def _is_settled(ranked: list[tuple[float, Found]], scores: "torch.Tensor", length: int) -> bool:

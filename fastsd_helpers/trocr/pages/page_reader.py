@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, needs_package
-from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
-from fastsd_helpers.trocr.pages.inputs import Item, gather
+from fastsd_helpers.trocr.pages.inputs import Item
 from fastsd_helpers.trocr.pages.line_images import (
     baseline_of,
     clip_line,
@@ -46,7 +45,6 @@ __all__ = [
     "looks_like_page",
     "open_detector",
     "read_page",
-    "read_pages",
     "turn_back",
 ]
 
@@ -108,21 +106,6 @@ def _has_rows(picture: "Image.Image") -> bool:
     largest = max((b - a for a, b in bands), default=0)
     like = [(a, b) for a, b in bands if b - a >= max(4, 0.4 * largest)]
     return sum(ink[a:b].any(0).sum() > 0.2 * ink.shape[1] for a, b in like) > 1
-
-
-def read_pages(reader: Any, sources: Any, *, order: Order = "auto") -> Iterator[Page]:
-    """Read pages one by one: images, folders, PDFs, links; see `inputs.gather`.
-
-    Raises:
-        DependencyMissing: rapidocr is not installed.
-    """
-    detector = open_detector()
-    for item in gather(sources):
-        if item.picture is None:
-            logger.warning("%s", item.problem)
-            yield Page(item.name, (), 0.0, (0, 0), item.problem)
-        else:
-            yield read_page(reader, item.picture, name=item.name, detector=detector, order=order)
 
 
 def read_page(

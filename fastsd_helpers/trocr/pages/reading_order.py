@@ -8,10 +8,9 @@ from typing import Literal
 
 from fastsd_helpers.trocr.pages.line_pieces import Box
 
-__all__ = ["ORDERS", "Order", "choose_order", "order_boxes", "regions_of"]
+__all__ = ["Order", "choose_order", "order_boxes", "regions_of"]
 
 Order = Literal["auto", "columns", "rows", "rtl"]
-ORDERS = ("auto", "columns", "rows", "rtl")
 
 _FEW_ROWS = 3  # below, columns of equal heights say nothing
 _LEVEL = 0.4  # of a line's height: cells of one row differ less

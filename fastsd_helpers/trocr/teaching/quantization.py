@@ -118,15 +118,9 @@ def quantize(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     written = chosen.method != "fp32"
+    path, sha256 = (out.absolute(), sha256_of(out / "openvino" / "decoder.bin")) if written else (None, None)
     return QuantizeResult(
-        out.absolute() if written else None,
-        chosen.method,
-        tuple(trials),
-        len(calibration),
-        len(measured.lines),
-        sha256_of(out / "openvino" / "decoder.bin") if written else None,
-        why,
-        len(more),
+        path, chosen.method, tuple(trials), len(calibration), len(measured.lines), sha256, why, len(more)
     )
 
 

@@ -167,15 +167,12 @@ def choose_run(
     unfinished = pending is not None and pending.result() is None
     if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
-        told = "The unfinished fine-tuning continues"
-        if changed:
-            told += " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
-        return replace(pending, why=f"{told}.")
+        since = " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
+        return replace(pending, why=f"The unfinished fine-tuning continues{since * changed}.")
     lines = read_lines(data) if data else session.corrected()
     done = same and not (unfinished or start_over or more_steps)
     if pending is not None and done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
         return replace(pending, why="This fine-tuning is already finished; 'more steps' continues from its model.")
-    held = read_lines(held_out_data) if held_out_data else None
     taught = taught_reader(session)
     extra = more_steps if taught is not None and not start_over else 0
     model = str(taught.path) if taught is not None and extra else session.untaught_reader
@@ -186,7 +183,7 @@ def choose_run(
     if start_over and finished_result(folder) is not None:
         others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
         folder = next(path for path in others if finished_result(path) is None)
-    learned, held = divide(settings, lines, held, taught=taught)
+    learned, held = divide(settings, lines, read_lines(held_out_data) if held_out_data else None, taught=taught)
     settings = _with_steps(settings, extra, len(learned.lines)) if extra else settings
     run = TeachingRun(session, folder, model, taught.base if taught else model, settings, restart=start_over)
     if run.result() is None:

@@ -115,21 +115,7 @@ def launch(
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
-    if not places.python.exists() or not (places.code / ui.entry).exists():
-        raise WebUINotInstalled(
-            f"{ui.title} is not installed in {places.root}.", f"Run: fastsd webui install --ui {ui.key}"
-        )
-    state = read_run(places.run)
-    if state is not None and is_running(state):
-        raise WebUIError(
-            f"{ui.title} is already running, on port {state.port}.", "Use it, or stop it: fastsd webui stop"
-        )
-    port = config.port or ui.port
-    if not port_is_free(port):
-        raise WebUIError(
-            f"Port {port} of this machine is in use by another program.",
-            f"Choose another one (--port {port + 1}), or stop that program.",
-        )
+    _require_startable(ui, places, config.port or ui.port)
     prepare_places(places, ui)
     check_health(places.store)
     machine = machine or describe_machine()
@@ -150,6 +136,23 @@ def launch(
     running = RunningUI(ui, places, config, chosen, login, show)
     running.start()
     return running
+
+
+def _require_startable(ui: WebUI, places: Places, port: int) -> None:
+    if not places.python.exists() or not (places.code / ui.entry).exists():
+        raise WebUINotInstalled(
+            f"{ui.title} is not installed in {places.root}.", f"Run: fastsd webui install --ui {ui.key}"
+        )
+    state = read_run(places.run)
+    if state is not None and is_running(state):
+        raise WebUIError(
+            f"{ui.title} is already running, on port {state.port}.", "Use it, or stop it: fastsd webui stop"
+        )
+    if not port_is_free(port):
+        raise WebUIError(
+            f"Port {port} of this machine is in use by another program.",
+            f"Choose another one (--port {port + 1}), or stop that program.",
+        )
 
 
 class RunningUI(LocalUI):
