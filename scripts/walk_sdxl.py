@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser.lab import Lab, open_browser, start_lab  # noqa: E402
+from browser.test_a1111_notebook import run, unfold  # noqa: E402
 from dreambooth_runs import build_base  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 from notebook_webui import prepare_kernel  # noqa: E402
@@ -74,10 +75,9 @@ class Walk:
         print(f"{name or title}: {line.strip()[:150]}", flush=True)
         return said
 
-    def run(self, lab: Lab, title: str, pattern: str = r"\S", *, timeout_s: float = 600) -> str:
+    def run(self, lab: Lab, title: str, pattern: str = r"\S") -> str:
         """Run a cell to its end, and look at it."""
-        lab.run(title, wait=False)
-        lab.wait_done(title, timeout_s=timeout_s)
+        run(lab, title)
         return self.look(lab, title, pattern)
 
 
@@ -88,12 +88,6 @@ def write_pictures(folder: Path, boxes: list[tuple[int, int, int, int]], name: s
     for number, box in enumerate(boxes, start=1):
         whole.crop(box).save(folder / f"{name} ({number}).jpg", quality=92)
     return [str(path) for path in sorted(folder.iterdir())]
-
-
-def unfold(lab: Lab, title: str) -> None:
-    """Open the advanced settings of a form."""
-    lab.cell(title).locator(".jupyter-widget-Collapse-header, .p-Collapse-header").first.click()
-    lab.page.wait_for_timeout(500)
 
 
 def restart_and_run_all(lab: Lab) -> None:
@@ -151,12 +145,15 @@ def sdxl(work: Path, walk: Walk) -> None:
             try_and_write(lab, walk)
             if not any(name.startswith("unet/") for name in server.downloaded()):
                 raise SystemExit(f"The Hub was not asked for the U-Net: {server.downloaded()}")
+        # A JupyterLab of its own: a second page of the same one opens the notebooks of the first again.
+        with laboratory(work / "lab-webui", startup, walk.shots) as open_notebook:
+            shutil.copytree(session.parents[1], work / "lab-webui" / "Fast-Dreambooth")
             place(open_notebook("a1111.ipynb"), walk, work)
 
 
 def choose_session_and_photos(lab: Lab, walk: Walk, photos: list[str]) -> None:
     """A new session; photos that keep their shapes."""
-    walk.run(lab, "1", timeout_s=300)
+    walk.run(lab, "1")
     walk.run(lab, "2a")
     lab.enter("2a", "session name", "cat")
     walk.run(lab, "2b", "Created the session cat")
@@ -255,22 +252,22 @@ def try_and_write(lab: Lab, walk: Walk) -> None:
 def place(lab: Lab, walk: Walk, work: Path) -> None:
     """The web UI notebook takes the base model and the LoRA from the session."""
     programs, store = work / "programs", work / "store"
-    lab.run("1")
-    lab.run("2a")
+    run(lab, "1")
+    run(lab, "2a")
     unfold(lab, "2a")
     lab.enter("2a", "store", str(store))
     lab.enter("2a", "without gpu", "yes")
-    lab.run("2b")
-    lab.run("3a")
+    run(lab, "2b")
+    run(lab, "3a")
     unfold(lab, "3a")
     lab.enter("3a", "folder", str(programs))
-    walk.run(lab, "3b", "is installed in", timeout_s=600)
-    lab.run("4a")
+    walk.run(lab, "3b", "is installed in")
+    run(lab, "4a")
     lab.enter("4a", "model", MODEL)
     lab.enter("4a", "lora", "session cat: lora.safetensors")
     lab.page.wait_for_timeout(1500)
     walk.look(lab, "4a", name="webui-4a")
-    walk.run(lab, "4b", r"cat-lora\.safetensors \(lora\)", timeout_s=600)
+    walk.run(lab, "4b", r"cat-lora\.safetensors \(lora\)")
     placed = sorted(path.name for path in programs.rglob("*.safetensors"))
     if not {"cat-lora.safetensors", find_model(MODEL).checkpoint["file"]} <= set(placed):
         raise SystemExit(f"Not all is where the web UI looks: {placed}")
