@@ -21,8 +21,8 @@ from fastsd_helpers.dreambooth import prepare, train
 from fastsd_helpers.dreambooth.dataset.advice import least_tokens, long_prompts_line
 from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.prior.own_class_images import OwnClassPictures
 from fastsd_helpers.dreambooth.running import engine
-from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
 from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
 from fastsd_helpers.sessions import Session
 
@@ -151,7 +151,7 @@ def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
     if as_zip:
         place = Path(shutil.make_archive(str(tmp_path / "dogs"), "zip", place))
     before = content(tmp_path / "dogs")
-    from fastsd_helpers.dreambooth.training.class_images import ClassDrawing
+    from fastsd_helpers.dreambooth.prior.class_images import ClassDrawing
 
     monkeypatch.setattr(ClassDrawing, "fill", lambda *_, **__: pytest.fail("class images were drawn"))
     settings = config_for(small_base, text_encoder_steps=0, class_prompt="a dog", class_folder=str(place))

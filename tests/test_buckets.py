@@ -303,9 +303,9 @@ def open_studio(base: Path, session: Session, **values: Any) -> Any:
     from dreambooth_runs import config_for
 
     from fastsd_helpers.device import Device
+    from fastsd_helpers.dreambooth.prior.own_class_images import ClassImages
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
-    from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
 
     model = BaseModel.fetch(str(base))

@@ -97,6 +97,16 @@ def test_what_does_not_fit_is_refused_with_what_would(fit) -> None:
     assert "No setting makes it fit" in told.value.hint
 
 
+def test_what_adafactor_cannot_be_combined_with_is_not_advised() -> None:
+    asked = {"optimizer": "adafactor", "precision": "fp32", "method": "full", "resolution": 1024}
+    assert fitting.savings(asked, "gpu") | {"gradient_checkpointing": True} == {
+        "gradient_checkpointing": True,
+        "precision": "bf16",
+        "resolution": 512,
+        "method": "lora",
+    }
+
+
 def test_a_real_models_training_is_refused_before_a_network_is_loaded(tmp_path, monkeypatch, no_fsync) -> None:
     base, session = build_base(tmp_path / "base"), make_session(tmp_path)
     small = Device("cpu", "a small machine", 300 * MB, has_bf16=False)

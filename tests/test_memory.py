@@ -14,8 +14,8 @@ from tiny_models import FULL, SMALL, build_parts  # noqa: E402
 from fastsd_helpers.dreambooth.families import family_named  # noqa: E402
 from fastsd_helpers.dreambooth.running.dry_run import fill_with_noise  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
+from fastsd_helpers.dreambooth.training.lora import trained_count_of  # noqa: E402
 from fastsd_helpers.dreambooth.training.memory import Memory  # noqa: E402
-from fastsd_helpers.dreambooth.training.shapes import count_of  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
 from fastsd_helpers.registry import find_model  # noqa: E402
 
@@ -69,10 +69,10 @@ def unet_of(memory: Memory, **values):
 
 def test_what_saves_memory_saves_it_in_the_formula() -> None:
     memory = Memory(Shapes("small"), "cpu")
-    plain = unet_of(memory)
+    plain, values = unet_of(memory), trained_count_of(Shapes("small"), settings(), "unet")
     assert unet_of(memory, method="lora", lora_rank=4).total < plain.total
-    assert unet_of(memory, ema=0.9).total - plain.total == 4 * count_of(Shapes("small"), "unet")
-    assert plain.learning - unet_of(memory, optimizer="adamw8bit").learning == 6 * count_of(Shapes("small"), "unet")
+    assert unet_of(memory, ema=0.9).total - plain.total == 4 * values
+    assert plain.learning - unet_of(memory, optimizer="adamw8bit").learning == 6 * values
     assert unet_of(memory, resolution=256, gradient_checkpointing=True).step < unet_of(memory, resolution=256).step / 2
     assert plain.step < unet_of(memory, accumulation=2).step
     assert plain.step < unet_of(memory, class_prompt="a dog", prior_weight=1.0, class_images=2).step

@@ -11,10 +11,10 @@ from test_stages import open_studio, pictures  # noqa: E402
 
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.training.base_model import plain_names, suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.base_model import plain_names, suit_cpu, suits_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.lora import trained_count_of  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
-from fastsd_helpers.dreambooth.training.shapes import count_of, suits_cpu, trained_count_of  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
 
 require_installed("diffusers")
@@ -207,7 +207,7 @@ def test_the_counts_are_those_of_the_networks(small_base):
     full, lora = open_studio(small_base), open_studio(small_base, method="lora", lora_rank=2)
     for part in ("unet", "text_encoder"):
         count = sum(parameter.numel() for parameter in full.base.load(part).parameters())
-        assert count_of(full.base, part) == trained_count_of(full.base, full.config, part) == count
+        assert trained_count_of(full.base, full.config, part) == count
         assert 0 < trained_count_of(lora.base, lora.config, part) < count
         assert all(parameter.is_meta for parameter in full.base.build_empty(part).parameters())
 

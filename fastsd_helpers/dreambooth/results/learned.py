@@ -16,10 +16,9 @@ from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.beginning import find_base
-from fastsd_helpers.dreambooth.training.lora import write_lora_file
+from fastsd_helpers.dreambooth.training.lora import trained_count_of, write_lora_file
 from fastsd_helpers.dreambooth.training.sampling import draw_grid, draw_with, sample_prompts, save_picture
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
-from fastsd_helpers.dreambooth.training.shapes import count_of, trained_count_of
 from fastsd_helpers.dreambooth.training.stages import TrainingContext
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError
 from fastsd_helpers.files import sha256_of, write_atomic
@@ -215,7 +214,7 @@ def export_bytes(base: BaseModel, config: ResolvedConfig, stages: Collection[str
     if config.method == "lora":
         return 2 * sum(trained_count_of(base, config, stage) for stage in stages) + 2**20
     vae = base.build_empty("vae")
-    counts = [count_of(base, stage) for stage in STAGE_NAMES]
+    counts = [trained_count_of(base, config, stage) for stage in STAGE_NAMES]
     return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
 
 

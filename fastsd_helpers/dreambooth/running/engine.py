@@ -16,6 +16,7 @@ from typing import Any
 from fastsd_helpers.device import name_arithmetic
 from fastsd_helpers.dreambooth.dataset.advice import advise
 from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
+from fastsd_helpers.dreambooth.prior.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
 from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
@@ -39,9 +40,8 @@ from fastsd_helpers.dreambooth.running.published_speed import published_line
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
+from fastsd_helpers.dreambooth.training.lora import trained_count_of
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
-from fastsd_helpers.dreambooth.training.shapes import trained_count_of
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsd_helpers.device import Device, describe_device
+from fastsd_helpers.dreambooth.prior.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.resume import Generation
 from fastsd_helpers.dreambooth.settings import PlannedConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.beginning import Start
 from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
-from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SettingsError

@@ -1,3 +1,3 @@
-"""What a stage trains, and how: base model, caches, randomness, loss, optimizer, LoRA, class images."""
+"""What a stage trains, and how: base model, caches, randomness, loss, optimizer, LoRA."""
 
 __all__: list[str] = []

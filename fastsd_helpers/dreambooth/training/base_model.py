@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastsd_helpers.downloads import model_hash, variant_of
 from fastsd_helpers.dreambooth.families import Family, Objective, family_named
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
+from fastsd_helpers.dreambooth.training.optimizers import weight_bytes
 from fastsd_helpers.dreambooth.training.single_files import make_base
 from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import base_model, find_folder, require_inert
@@ -21,10 +23,12 @@ __all__ = [
     "BaseModel",
     "checkpoint_gradients",
     "class_of",
+    "dtypes_of",
     "plain_name",
     "plain_names",
     "put_tensors",
     "suit_cpu",
+    "suits_cpu",
 ]
 
 
@@ -198,6 +202,25 @@ def checkpoint_gradients(module: Any) -> None:
         # The older form finds no gradient where a frozen layer comes first, as it does with LoRA.
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module.train()  # both libraries checkpoint only in training mode; these models have no dropout
+
+
+def dtypes_of(family: Family, config: ResolvedConfig) -> tuple[Any, Any]:
+    """The torch dtypes of the arithmetic (None: that of the weights) and of the networks of a stage.
+
+    A LoRA's own matrices are in float32 all the same.
+    """
+    import torch
+
+    compute = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    half = family.half_base if config.method == "lora" else weight_bytes(config) == 2
+    return compute, compute if compute and half else torch.float32
+
+
+def suits_cpu(config: ResolvedConfig, device: str) -> bool:
+    """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
+    # Plain attention holds whole attention maps: at 256 px and above it is not faster.
+    px = max(config.resolution, *config.training_resolutions)
+    return device == "cpu" and config.precision != "fp32" and (px // 8) ** 2 < 1024
 
 
 def suit_cpu(module: Any) -> None:

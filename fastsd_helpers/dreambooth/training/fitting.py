@@ -94,7 +94,7 @@ def savings(settings: Mapping[str, Any], place: Literal["gpu", "host"], least_px
     if on_gpu and settings.get("gradient_checkpointing") is not True:
         found["gradient_checkpointing"] = True
     if on_gpu and settings.get("precision") == "fp32":
-        found["precision"] = "fp16"
+        found["precision"] = "bf16" if settings.get("optimizer") == "adafactor" else "fp16"
     if on_gpu and settings.get("optimizer") == "adamw":
         found["optimizer"] = "adamw8bit"
     if settings.get("resolutions"):

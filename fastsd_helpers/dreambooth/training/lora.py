@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.checkpoints import CheckpointFile
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
 from fastsd_helpers.dreambooth.families import Family, family_named
-from fastsd_helpers.dreambooth.training.base_model import plain_name
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
+from fastsd_helpers.dreambooth.training.base_model import BaseModel, plain_name
 from fastsd_helpers.dreambooth.training.randomness import generator_for
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import load_peft
@@ -26,6 +27,7 @@ __all__ = [
     "lora_parameters",
     "merge_lora",
     "plain_lora_name",
+    "trained_count_of",
     "write_lora_file",
 ]
 
@@ -41,6 +43,15 @@ def _targets(family: Family, module: Any, part: str, targets: str) -> Iterator[t
 def count_lora(family: Family, module: Any, part: str, *, rank: int, targets: str) -> int:
     """How many values a LoRA of this rank has; the module's weights are not read (it may be on `meta`)."""
     return sum(rank * sum(layer.weight.shape[:2]) for _, layer in _targets(family, module, part, targets))
+
+
+def trained_count_of(base: BaseModel, config: ResolvedConfig, stage: str) -> int:
+    """Number of values of a stage that are trained, from the model's own configuration: all of them, or the LoRA's."""
+    parts = {part: base.build_empty(part) for part in base.family.parts_of(stage)}
+    if config.method != "lora":
+        return sum(parameter.numel() for network in parts.values() for parameter in network.parameters())
+    rank, targets = config.lora_rank, config.lora_targets
+    return sum(count_lora(base.family, each, part, rank=rank, targets=targets) for part, each in parts.items())
 
 
 def add_lora(

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.families import Family
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
-from fastsd_helpers.dreambooth.training.base_model import BaseModel, suit_cpu
+from fastsd_helpers.dreambooth.training.base_model import BaseModel, dtypes_of, suit_cpu, suits_cpu
 from fastsd_helpers.dreambooth.training.lora import add_lora
 from fastsd_helpers.dreambooth.training.optimizers import state_bytes
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
-from fastsd_helpers.dreambooth.training.shapes import dtypes_of, suits_cpu
 
 if TYPE_CHECKING:
     import torch

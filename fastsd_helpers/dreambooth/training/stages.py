@@ -16,9 +16,11 @@ from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import (
     BaseModel,
     checkpoint_gradients,
+    dtypes_of,
     plain_names,
     put_tensors,
     suit_cpu,
+    suits_cpu,
 )
 from fastsd_helpers.dreambooth.training.cache import SortedLatents, encode_buckets, encode_prompts
 from fastsd_helpers.dreambooth.training.ema import Average
@@ -27,7 +29,6 @@ from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make
 from fastsd_helpers.dreambooth.training.optimizers import Stepper, sum_gradients
 from fastsd_helpers.dreambooth.training.randomness import Batch, draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
-from fastsd_helpers.dreambooth.training.shapes import dtypes_of, suits_cpu
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.processes import Ranks
 

@@ -21,7 +21,7 @@ from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage, recorded_i
 from fastsd_helpers.dreambooth.photos.decoding import decode_photo
 from fastsd_helpers.dreambooth.photos.finding import Photos, open_photos
 from fastsd_helpers.dreambooth.photos.image_names import printable
-from fastsd_helpers.dreambooth.training.class_images import (
+from fastsd_helpers.dreambooth.prior.class_images import (
     ClassDrawing,
     find_class_images,
     size_drawn,
