@@ -268,9 +268,10 @@ def place(lab: Lab, walk: Walk, work: Path) -> None:
     lab.page.wait_for_timeout(1500)
     walk.look(lab, "4a", name="webui-4a")
     walk.run(lab, "4b", r"cat-lora\.safetensors \(lora\)")
-    placed = sorted(path.name for path in programs.rglob("*.safetensors"))
-    if not {"cat-lora.safetensors", find_model(MODEL).checkpoint["file"]} <= set(placed):
-        raise SystemExit(f"Not all is where the web UI looks: {placed}")
+    # The web UI is started with the store's folders; what is elsewhere is linked into its own.
+    placed = {path.name for folder in (programs, store) for path in folder.rglob("*.safetensors")}
+    if not {"cat-lora.safetensors", find_model(MODEL).checkpoint["file"]} <= placed:
+        raise SystemExit(f"Not all is where the web UI looks: {sorted(placed)}")
 
 
 def gpus(work: Path, walk: Walk) -> None:
