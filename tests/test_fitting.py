@@ -14,9 +14,8 @@ from test_stages import open_studio  # noqa: E402
 
 from fastsd_helpers.device import Device  # noqa: E402
 from fastsd_helpers.dreambooth import plan  # noqa: E402
-from fastsd_helpers.dreambooth.running import following  # noqa: E402
-from fastsd_helpers.dreambooth.training import fitting  # noqa: E402
-from fastsd_helpers.dreambooth.training.fitting import fit_into_memory  # noqa: E402
+from fastsd_helpers.dreambooth.running import fitting, following  # noqa: E402
+from fastsd_helpers.dreambooth.running.fitting import fit_into_memory  # noqa: E402
 from fastsd_helpers.errors import SettingsError  # noqa: E402
 from fastsd_helpers.processes import Ranks  # noqa: E402
 
@@ -52,7 +51,7 @@ def fit(tmp_path, monkeypatch):
         gpu = Device("cuda", "a GPU", megabytes * MB, has_bf16=False)
         settings = {"gradient_checkpointing": None, "method": "full", "batch_size": 1, "ema": 0.0, **values}
         config = replace(context.config, **settings)
-        return fit_into_memory(context.base, config, gpu, given=given, begun=begun)
+        return fit_into_memory(context.base, config, device=gpu, given=given, begun=begun)
 
     return choose
 

@@ -13,9 +13,9 @@ from tiny_models import FULL, SMALL, build_parts  # noqa: E402
 
 from fastsd_helpers.dreambooth.families import family_named  # noqa: E402
 from fastsd_helpers.dreambooth.running.dry_run import fill_with_noise  # noqa: E402
+from fastsd_helpers.dreambooth.running.memory import Memory  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
 from fastsd_helpers.dreambooth.training.lora import trained_count_of  # noqa: E402
-from fastsd_helpers.dreambooth.training.memory import Memory  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
 from fastsd_helpers.registry import find_model  # noqa: E402
 

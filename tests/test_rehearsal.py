@@ -11,8 +11,8 @@ from dreambooth_runs import build_base, config_for, draw_quickly, make_session, 
 
 from fastsd_helpers.dreambooth import plan, train  # noqa: E402
 from fastsd_helpers.dreambooth.families import family_named  # noqa: E402
+from fastsd_helpers.dreambooth.running.memory import StageMemory  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
-from fastsd_helpers.dreambooth.training.memory import StageMemory  # noqa: E402
 from fastsd_helpers.errors import Interrupted  # noqa: E402
 
 require_installed("diffusers")

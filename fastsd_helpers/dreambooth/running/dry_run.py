@@ -7,8 +7,8 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.dreambooth.running.forecast import Plan
+from fastsd_helpers.dreambooth.running.memory import Memory
 from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
-from fastsd_helpers.dreambooth.training.memory import Memory
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.wording import label_of

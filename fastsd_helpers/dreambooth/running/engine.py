@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
+from fastsd_helpers.dreambooth.running.fitting import fit_into_memory
 from fastsd_helpers.dreambooth.running.following import (
     Brief,
     due_after,
@@ -36,7 +38,7 @@ from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.running.launching import launch, model_named, reporter, train_words
 from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
 from fastsd_helpers.dreambooth.running.processes import Processes, choose_processes
-from fastsd_helpers.dreambooth.running.published_speed import published_line
+from fastsd_helpers.dreambooth.running.published_speed import published_lines
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
@@ -195,6 +197,7 @@ class _Run:
             generation=self.generation,
             more=more,
             processes=processes.count,
+            fit=partial(fit_into_memory, device=self.device),
         )
         learned.require_exportable(self.start.base)
         parts = self.start.parts if ranks else self.start.parts // processes.count  # a plan is of one GPU
@@ -223,9 +226,8 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
-        spec, steps = self.start.base.spec, self.steps_left().get("unet", 0)
-        if said := published_line(self.device.name, spec.family, self.config, steps):
-            advice.append(said)
+        left, family = self.steps_left(), self.start.base.spec.family
+        advice += published_lines(self.device.name, family, self.config, left.get("unet", 0))
         self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
         for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)
@@ -235,7 +237,6 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
         self._said_no_samples = False
-        left = self.steps_left()
         every = self.config.sample_every
         grids = sum(steps // every for steps in left.values()) if every else 0
         self.budget = PictureBudget(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fastsd_helpers.device import describe_device
-from fastsd_helpers.dreambooth.training.fitting import savings, savings_in_words
+from fastsd_helpers.dreambooth.running.fitting import savings, savings_in_words
 from fastsd_helpers.errors import FastSDError, TrainingFailed
 from fastsd_helpers.sessions import Session
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 
-__all__ = ["published_line"]
+__all__ = ["published_lines"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ _FIGURES = (
 _FORWARD = {"sd15": {512: 0.803, 768: 2.148}, "sdxl": {512: 1.589, 768: 3.641, 1024: 6.761}}
 
 
-def published_line(gpu: str, family: str, config: ResolvedConfig, steps: int) -> str:
+def published_lines(gpu: str, family: str, config: ResolvedConfig, steps: int) -> list[str]:
     """How long so many U-Net steps took others on this GPU, in a sentence; nothing where nobody has published it.
 
     Args:
@@ -52,12 +52,12 @@ def published_line(gpu: str, family: str, config: ResolvedConfig, steps: int) ->
             work = _forward(family, max(config.training_resolutions)) / _forward(family, row.px)
             images = config.batch_size * config.accumulation * (2 if config.class_prompts else 1)
             seconds = row.seconds * work * images
-            return (
+            return [
                 f"By others' figures about {steps * seconds / 60:.0f} minutes of the U-Net stage: {row.seconds:.2g} s "
                 f"a step on this GPU at {row.px} px with one image ({row.source}), scaled by the work to "
                 f"{seconds:.2g} s."
-            )
-    return ""
+            ]
+    return []
 
 
 def _forward(family: str, px: int) -> float:

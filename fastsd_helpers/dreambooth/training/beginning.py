@@ -5,6 +5,7 @@ possible, and before a network is loaded.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from fastsd_helpers.dreambooth.settings import (
     settings_for_more,
 )
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
-from fastsd_helpers.dreambooth.training.fitting import fit_into_memory
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.errors import ModelNotFound, SettingsError
 from fastsd_helpers.options import from_values, to_values
@@ -33,6 +33,8 @@ from fastsd_helpers.sessions import Session
 
 __all__ = ["MoreSteps", "Start", "find_base", "find_start"]
 
+
+Fit = Callable[..., tuple[ResolvedConfig, list[str]]]
 
 _DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
 
@@ -112,7 +114,8 @@ def find_start(
     run: int,
     generation: Generation | None,
     more: MoreSteps,
-    processes: int = 1,
+    processes: int,
+    fit: Fit,
 ) -> Start:
     """Find out what is begun or gone on with.
 
@@ -124,15 +127,17 @@ def find_start(
         generation: its newest whole checkpoint.
         more: steps asked for after its end.
         processes: that share each step.
+        fit: chooses what the memory decides: (model, settings) -> (settings, reasons).
 
     Raises:
-        SettingsError: something else than what the run was begun with was given, or has changed.
+        SettingsError: it does not fit into the memory; or something else than what the run was begun with was given,
+            or has changed.
         DatasetError: as `load_dataset` and `BaseModel.fetch`.
         ModelError: as `load_dataset` and `BaseModel.fetch`.
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
-        return _begin(config, session, device, run=run, more=more, processes=processes)
+        return _begin(config, session, device, run=run, more=more, processes=processes, fit=fit)
     assert generation is not None
     given = given_values(config)
     saved_segments = len(segments_in(generation.record))
@@ -162,7 +167,7 @@ def find_start(
         own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
     if open_legs or begins:
-        config, chosen = fit_into_memory(base, config, device, given=given, begun=not begins)
+        config, chosen = fit(base, config, given=given, begun=not begins)
         reasons += chosen
     reasons += _check_resolutions(base, config)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
@@ -192,7 +197,7 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
 
 
 def _begin(
-    config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps, processes: int
+    config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps, processes: int, fit: Fit
 ) -> Start:
     record, given = session.record, given_values(config)
     begun = processes
@@ -212,7 +217,7 @@ def _begin(
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref, "processes": begun}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
     checked = _check_resolutions(base, config)
-    config, chosen = fit_into_memory(base, config, device, given=given)
+    config, chosen = fit(base, config, given=given)
     reasons = [reason, *reasons, *chosen, *checked, _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fastsd_helpers.device import Device
+from fastsd_helpers.dreambooth.running.memory import Memory
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
-from fastsd_helpers.dreambooth.training.memory import Memory
 from fastsd_helpers.errors import SettingsError
 
 __all__ = ["fit_into_memory", "savings", "savings_in_words"]
@@ -21,7 +21,7 @@ _USUAL_PX = 512  # above it, the square of the side is what fills the memory
 
 
 def fit_into_memory(
-    base: BaseModel, config: ResolvedConfig, device: Device, *, given: Collection[str], begun: bool = False
+    base: BaseModel, config: ResolvedConfig, *, device: Device, given: Collection[str], begun: bool = False
 ) -> tuple[ResolvedConfig, list[str]]:
     """Choose gradient checkpointing and the batch size by the memory they take; returns the settings and the reasons.
 
