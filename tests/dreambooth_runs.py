@@ -133,9 +133,10 @@ def config_for(base: Path, **values: Any) -> Any:
 def draw_quickly(monkeypatch: Any) -> None:
     """One denoising step an image and no loss plot: both take time and go into no weight."""
 
+    from fastsd_helpers.dreambooth.prior import class_images
     from fastsd_helpers.dreambooth.results import finishing
     from fastsd_helpers.dreambooth.running import engine
-    from fastsd_helpers.dreambooth.training import class_images, sampling
+    from fastsd_helpers.dreambooth.training import sampling
 
     def no_plot(history: Any, held_out: Any, path: Path, *, label: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -358,7 +358,7 @@ def test_class_images_have_the_photos_shapes_and_count_the_same_in_a_pass_of_the
 ):
     import torch
 
-    from fastsd_helpers.dreambooth.training import class_images
+    from fastsd_helpers.dreambooth.prior import class_images
     from fastsd_helpers.dreambooth.training.loss import training_loss
     from fastsd_helpers.dreambooth.training.stages import open_stage
 

@@ -33,7 +33,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Path:
         pytest.importorskip(package)
     from dreambooth_runs import draw_quickly
 
-    from fastsd_helpers.dreambooth.training import class_images
+    from fastsd_helpers.dreambooth.prior import class_images
 
     steps = class_images._STEPS
     draw_quickly(monkeypatch)

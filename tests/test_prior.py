@@ -17,8 +17,8 @@ from dreambooth_runs import (  # noqa: E402
 )
 
 from fastsd_helpers.dreambooth import export, train  # noqa: E402
+from fastsd_helpers.dreambooth.prior import class_images  # noqa: E402
 from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
-from fastsd_helpers.dreambooth.training import class_images  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, Interrupted, SettingsError  # noqa: E402
 
 require_installed("diffusers")
