@@ -91,6 +91,9 @@ def test_what_does_not_fit_is_refused_with_what_would(fit) -> None:
         "Resume it where there is more memory, or start again from step 0 with --restart and method lora (now full): "
         "that takes about 0.2 GB."
     )
+    with pytest.raises(SettingsError, match=r"there are 0\.3 GB") as told:
+        fit(260, optimizer="adafactor", given=("optimizer",))
+    assert told.value.hint.startswith("Change method lora (now full), optimizer adamw (now adafactor): that takes")
     with pytest.raises(SettingsError, match=r"there are 0\.1 GB") as told:
         fit(100)
     assert "No setting makes it fit" in told.value.hint

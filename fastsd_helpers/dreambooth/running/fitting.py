@@ -59,7 +59,7 @@ def fit_into_memory(
     if peak > _OFF_BY * room:
         raise SettingsError(
             f"This training takes about {_gb(peak)} of memory, and there are {there}.",
-            _what_fits(memory, base, config, room, begun=begun),
+            _what_fits(memory, base, config, room, given=given, begun=begun),
         )
     if peak > _SPARE * room:
         reasons.append(f"this training takes about {_gb(peak)}, and there are {there}: it may run out of memory")
@@ -118,7 +118,9 @@ def savings_in_words(changes: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return said
 
 
-def _what_fits(memory: Memory, base: BaseModel, config: ResolvedConfig, room: int, *, begun: bool) -> str:
+def _what_fits(
+    memory: Memory, base: BaseModel, config: ResolvedConfig, room: int, *, given: Collection[str], begun: bool
+) -> str:
     """The fewest changes that make it fit, in words."""
     changes: dict[str, Any] = {}
     able = savings(vars(config), "gpu", base.spec.min_px)
@@ -134,6 +136,8 @@ def _what_fits(memory: Memory, base: BaseModel, config: ResolvedConfig, room: in
         fewer = {key: value for key, value in changes.items() if key != name}
         if memory.peak_bytes(replace(config, **fewer)) <= _SPARE * room:
             changes = fewer
+    if "method" in changes and config.optimizer == "adafactor" and "optimizer" in given:
+        changes["optimizer"] = "adamw"  # the other one is for all weights alone
     needed = _gb(memory.peak_bytes(replace(config, **changes)))
     said = f"{', '.join(savings_in_words(changes, vars(config)))}: that takes about {needed}"
     if begun:
