@@ -8,8 +8,8 @@ from PIL import Image
 
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet
-from fastsd_helpers.trocr.teaching.confusions import count_confusions
 from fastsd_helpers.trocr.teaching.evaluation import evaluate, evaluation_from
+from fastsd_helpers.trocr.teaching.metrics import count_confusions
 from fastsd_helpers.trocr.teaching.report import write_report
 
 pytest.importorskip("jiwer")
