@@ -49,8 +49,7 @@ class StandInStudio:
     def trained_count_of(self, _part: str) -> int:
         return 8
 
-    def sort(self, images: Any) -> Any:
-        return TrainingContext.sort(self, images)
+    resolutions, sort = TrainingContext.resolutions, TrainingContext.sort
 
     def fill_caches(self, dataset: Any, _class_images: Any = ()) -> None:
         images = (*dataset.train, *dataset.held_out)
