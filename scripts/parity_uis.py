@@ -253,20 +253,20 @@ def hollow_folder(folder: Path, family: str, build: Mapping[str, Any], scheduler
 @contextmanager
 def captured() -> Iterator[dict[str, Any]]:
     """Let `convert` plan what it writes and write nothing: file name -> {name: [number format, shape]}."""
-    from fastsd_helpers.checkpoints import converter
+    from fastsd_helpers.checkpoints.models import folder_conversion
 
     files: dict[str, Any] = {}
-    write = converter.write_recipes
+    write = folder_conversion.write_recipes
 
     def plan(dst: Path, recipes: Mapping[str, Any], **_rest: Any) -> tuple[str, int]:
         files[dst.name] = {name: [recipe.fact.dtype, recipe.fact.shape] for name, recipe in recipes.items()}
         return "", 0
 
-    converter.write_recipes = plan
+    folder_conversion.write_recipes = plan
     try:
         yield files
     finally:
-        converter.write_recipes = write
+        folder_conversion.write_recipes = write
 
 
 def make_lora(folder: Path, family: str) -> Path:

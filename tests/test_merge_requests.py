@@ -174,11 +174,11 @@ def test_the_lora_that_is_read_is_not_overwritten(merge_models, place):
 
 
 def test_a_merge_that_was_written_wrongly_is_found(merge_models, place, monkeypatch):
-    from fastsd_helpers.checkpoints import converter
+    from fastsd_helpers.checkpoints.models import folder_conversion
     from fastsd_helpers.errors import VerificationFailed
 
     home, _, _ = merge_models("sd15")
-    write_as_it_is = converter.write_recipes
+    write_as_it_is = folder_conversion.write_recipes
 
     def damaged(dst, recipes, **settings):
         done = write_as_it_is(dst, recipes, **settings)
@@ -189,7 +189,7 @@ def test_a_merge_that_was_written_wrongly_is_found(merge_models, place, monkeypa
             file.write(bytes([byte[0] ^ 1]))
         return done
 
-    monkeypatch.setattr(converter, "write_recipes", damaged)
+    monkeypatch.setattr(folder_conversion, "write_recipes", damaged)
     with pytest.raises(VerificationFailed, match="differs"):
         checkpoints.convert(
             home / "model", place / "m.safetensors", merge=[str(home / "lora.safetensors")], verify=True
