@@ -350,7 +350,7 @@ FAULTS = (
     Fault(
         "the cut of a bucket is around the middle though the subject's place is known",
         "dreambooth/dataset/buckets.py",
-        "cover(width, height, size, image.focus)",
+        "cover(width, height, size, focus)",
         "cover(width, height, size)",
         ("test_buckets.py::test_the_subject_is_kept_as_far_as_the_shape_allows",),
     ),

@@ -240,9 +240,9 @@ def test_the_base_model_is_chosen_in_a_list_that_says_what_it_is_and_whether_it_
     assert offered == ["auto", *(spec.key for spec in models() if spec.trainable), ""]
     choice.known.value = "sd15"
     assert form.config().base_model == "sd15"
-    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form.box)
+    assert "⚠ wants 10 GB of GPU memory, and Little GPU has 9 GB" in text_of(form.box)
     form.update(method="lora")
-    assert "✓ wants 8 GB" in text_of(form.box)
+    assert "✓ wants 6 GB" in text_of(form.box)
     form.update(base_model="https://example.org/model.safetensors")
     assert choice.known.value == ""
     assert "A link" in text_of(form.box)

@@ -718,7 +718,7 @@ BROUGHT = {
     "bench/dreambooth_sdxl.py": {"require_inert"},
     "dreambooth/families/stable_diffusion.py": "a scheduler's description, which BaseModel.fetch brought",
     "dreambooth/resume/generation.py": "safetensors that this package wrote",
-    "dreambooth/training/stages.py": "a description of the base model, which BaseModel.fetch brought",
+    "dreambooth/training/base_model.py": "a description of the base model, which BaseModel.fetch brought",
     "trocr/language/ngram.py": "counts in a safetensors file, which nothing but safetensors reads",
     "trocr/teaching/checkpoints.py": "load_weights of a checkpoint of this run",
 }
@@ -770,7 +770,7 @@ def test_no_code_of_a_model_is_trusted_and_nobody_is_asked() -> None:
                 assert value is not None, f"{path}: {owner}.from_pretrained may ask whether to run a model's code"
                 seen += 1
             if name == "from_pretrained" and not path.is_relative_to(PACKAGE / "bench"):
-                assert given.keys() & {"local_files_only", None} or path.name == "stages.py", f"{path}: {owner}"
+                assert given.keys() & {"local_files_only", None} or path.name == "base_model.py", f"{path}: {owner}"
             if (owner, name) == ("torch", "load"):
                 only = given.get("weights_only")
                 assert getattr(only, "value", None) is True, path

@@ -2,13 +2,14 @@
 
 import pytest
 
+from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.running.published_speed import published_lines
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 
 
 def line(gpu: str = "Tesla T4", family: str = "sd15", steps: int = 1500, **values) -> str:
     settings = {"resolution": 512, "batch_size": 1, "precision": "fp16", "gradient_checkpointing": True}
-    return "".join(published_lines(gpu, family, DreamBoothConfig(**{**settings, **values}), steps))
+    return "".join(published_lines(gpu, family_named(family), DreamBoothConfig(**{**settings, **values}), steps))
 
 
 def test_the_figure_is_said_with_its_source() -> None:

@@ -18,7 +18,7 @@ from fastsd_helpers.registry import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Counts", "Family", "Ids", "Objective"]
+__all__ = ["Counts", "Family", "Ids", "Objective", "PublishedStep"]
 
 Ids = Mapping[str, Any]  # text encoder's part -> token ids int64 [n, ...]
 
@@ -68,6 +68,25 @@ class Counts:
         return 2 * values + 2**20
 
 
+@dataclass(frozen=True)
+class PublishedStep:
+    """What others have published of a step of the denoiser: a batch of one image, half precision.
+
+    Attributes:
+        gpu: a word of its name.
+        px: resolution.
+        checkpointed: with gradient checkpointing.
+        seconds: of a step.
+        source: who says so.
+    """
+
+    gpu: str
+    px: int
+    checkpointed: bool
+    seconds: float
+    source: str
+
+
 class Family(ABC):
     """How the models of a family are trained.
 
@@ -81,6 +100,8 @@ class Family(ABC):
         large: whether AdamW's state for all weights is too much for most GPUs.
         most_tokens: tokens of a prompt that are read, start and end with them.
         published: choice of LoRA layers -> the values of the published model.
+        steps_of_others: how long a step took others.
+        forward_teraflops: resolution -> of a forward pass of one image, counted on the published denoiser's shapes.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, str]]]
@@ -94,6 +115,8 @@ class Family(ABC):
     # Per part and choice: the ends of the names of the layers that a LoRA is added to.
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]]
     published: ClassVar[Mapping[str, Counts]]
+    steps_of_others: ClassVar[tuple[PublishedStep, ...]] = ()
+    forward_teraflops: ClassVar[Mapping[int, float]] = {}
 
     def parts_of(self, stage: str) -> tuple[str, ...]:
         """The networks that a stage trains."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsd_helpers.dreambooth.families.conditions import Conditions
 from fastsd_helpers.dreambooth.families.diffusion import Diffusion
-from fastsd_helpers.dreambooth.families.family import Counts, Ids
+from fastsd_helpers.dreambooth.families.family import Counts, Ids, PublishedStep
 from fastsd_helpers.dreambooth.families.framing import Framing
 from fastsd_helpers.dreambooth.families.stable_diffusion import (
     CLIP_LAYERS,
+    SIMPLE_TUNER,
     UNET_LAYERS,
     StableDiffusion1,
     load_scheduler,
@@ -52,6 +53,12 @@ class StableDiffusionXL(StableDiffusion1):
         "attention": Counts(2_567_463_684, 817_720_320, 83_653_863, 1_451_520, 401_408),
         "all linears": Counts(2_567_463_684, 817_720_320, 83_653_863, 2_659_840, 903_168),
     }
+    steps_of_others: ClassVar[tuple[PublishedStep, ...]] = (
+        PublishedStep("H100", 1024, True, 1.080, SIMPLE_TUNER),
+        PublishedStep("H100", 1024, False, 0.606, SIMPLE_TUNER),
+        PublishedStep("L40S", 1024, False, 0.585, SIMPLE_TUNER),
+    )
+    forward_teraflops: ClassVar[Mapping[int, float]] = {512: 1.589, 768: 3.641, 1024: 6.761}
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: list[str]) -> Ids:
         """Ids int64 [n, chunks, 77]: as many chunks of 75 as the longest prompt needs, three at the most.

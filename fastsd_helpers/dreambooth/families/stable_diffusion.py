@@ -8,14 +8,14 @@ from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.dreambooth.families.conditions import Conditions
 from fastsd_helpers.dreambooth.families.diffusion import Diffusion
-from fastsd_helpers.dreambooth.families.family import Counts, Family, Ids
+from fastsd_helpers.dreambooth.families.family import Counts, Family, Ids, PublishedStep
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.registry import ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLIP_LAYERS", "UNET_LAYERS", "StableDiffusion1", "StableDiffusion2", "load_scheduler"]
+__all__ = ["CLIP_LAYERS", "SIMPLE_TUNER", "UNET_LAYERS", "StableDiffusion1", "StableDiffusion2", "load_scheduler"]
 
 # `attention` as in diffusers' scripts; `all linears` as in kohya's: every linear layer of the transformer blocks.
 _UNET = ("to_q", "to_k", "to_v", "to_out.0")
@@ -25,6 +25,9 @@ UNET_LAYERS = {
     "attention": _UNET,
     "all linears": (*_UNET, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
 }
+
+
+SIMPLE_TUNER = "SimpleTuner's SEGMENTED_CHECKPOINTING.md"
 
 
 class StableDiffusion1(Family):
@@ -45,6 +48,15 @@ class StableDiffusion1(Family):
         "attention": Counts(859_520_964, 123_060_480, 83_653_863, 199_296, 73_728),
         "all linears": Counts(859_520_964, 123_060_480, 83_653_863, 423_936, 165_888),
     }
+    # The T4's of all weights with 8-bit AdamW (in steps a second there), the others of a LoKr.
+    steps_of_others: ClassVar[tuple[PublishedStep, ...]] = (
+        PublishedStep("T4", 512, True, 1 / 0.93, "ShivamShrirao's DreamBooth README"),
+        PublishedStep("T4", 512, False, 1 / 1.14, "ShivamShrirao's DreamBooth README"),
+        PublishedStep("H100", 512, True, 0.305, SIMPLE_TUNER),
+        PublishedStep("H100", 512, False, 0.181, SIMPLE_TUNER),
+        PublishedStep("L40S", 512, False, 0.176, SIMPLE_TUNER),
+    )
+    forward_teraflops: ClassVar[Mapping[int, float]] = {512: 0.803, 768: 2.148}
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: list[str]) -> Ids:
         """Ids int64 [n, 77], padded and cut as Stable Diffusion expects."""
@@ -130,6 +142,7 @@ class StableDiffusion2(StableDiffusion1):
         "attention": Counts(865_910_724, 340_387_840, 83_653_863, 207_488, 188_416),
         "all linears": Counts(865_910_724, 340_387_840, 83_653_863, 432_128, 423_936),
     }
+    steps_of_others: ClassVar[tuple[PublishedStep, ...]] = ()
 
     def lora_metadata(self, spec: ModelSpec) -> dict[str, str]:
         """The words for what the model predicts."""

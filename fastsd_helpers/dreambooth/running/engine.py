@@ -226,8 +226,8 @@ class _Run:
         self._sort()
         if processes.reason and not watched_over():
             self.plan = replace(self.plan, reasons=(processes.reason, *self.plan.reasons))
-        left, family = self.steps_left(), self.start.base.spec.family
-        advice += published_lines(self.device.name, family, self.config, left.get("unet", 0))
+        left = self.steps_left()
+        advice += published_lines(self.device.name, self.context.family, self.config, left.get("unet", 0))
         self.plan = replace(self.plan, notes=(*self.start.reasons, *advice))
         for line in [*self.plan.notes, *self.plan.lines()]:
             self.say(line)
