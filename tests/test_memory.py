@@ -107,20 +107,21 @@ def test_sd15_takes_what_was_published(full_size, values, gib) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "values", "gib"),
+    ("kind", "values", "gib", "within"),
     [
-        ("sdxl", {"resolution": 1024}, 13.03),
-        ("sdxl", {"resolution": 1024, "gradient_checkpointing": True}, 6.53),
-        ("sd15", {"resolution": 512}, 2.87),
-        ("sd15", {"resolution": 512, "gradient_checkpointing": True}, 1.98),  # the formula's 2.39 is a fifth above it
+        ("sdxl", {"resolution": 1024}, 13.03, 0.2),
+        ("sdxl", {"resolution": 1024, "gradient_checkpointing": True}, 6.53, 0.2),
+        ("sd15", {"resolution": 512}, 2.87, 0.2),
+        # The formula says 2.39: a fifth too much, and a little more.
+        ("sd15", {"resolution": 512, "gradient_checkpointing": True}, 1.98, 0.25),
     ],
 )
-def test_a_lora_takes_what_was_published(full_size, monkeypatch, kind, values, gib) -> None:
+def test_a_lora_takes_what_was_published(full_size, monkeypatch, kind, values, gib, within) -> None:
     memory = full_size(kind, "cpu")
     monkeypatch.setattr(type(family_named("sd15")), "half_base", True)
     found = unet_of(memory, **{**H100, **values})
     own = unet_of(Memory(Shapes("small"), "cuda")).own
-    assert (found.total - found.own + own) / GIB == pytest.approx(gib, rel=0.25)
+    assert (found.total - found.own + own) / GIB == pytest.approx(gib, rel=within)
 
 
 @pytest.mark.slow
