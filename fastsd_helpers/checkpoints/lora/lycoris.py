@@ -11,7 +11,7 @@ Hu et al. 2021 (LoRA), Hyeon-Woo et al. 2021 (LoHa), Edalati et al. 2022 (KronA)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ class Change(ABC):
     def rows(self, first: int, last: int, weights: Weights) -> np.ndarray:
         """float32 [last - first, columns], the caller's own; `weights` gives the weight's rows, if asked."""
 
+    def add(self, values: np.ndarray, first: int, strength: float, weights: Weights) -> None:
+        """Add `strength` times the rows from `first` on to `values`, floats [rows, columns]."""
+        added = self.rows(first, first + len(values), weights)
+        added *= np.float32(strength)
+        values += added
+
 
 @dataclass(frozen=True)
 class LowRank(Change):
@@ -60,7 +66,15 @@ class LowRank(Change):
         return len(self.up), *self.down.shape[1:]
 
     def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
-        return _product(self.up[first:last] * np.float32(self.scale), self.down.reshape(len(self.down), -1))
+        made = np.zeros((last - first, self.down[0].size), "<f4")
+        self.add(made, first, 1.0, _weights)
+        return made
+
+    def add(self, values: np.ndarray, first: int, strength: float, _weights: Weights) -> None:
+        # A few rows at a time: what was multiplied is still in a processor's cache when it is added.
+        up = self.up[first : first + len(values)] * np.float32(self.scale * strength)
+        for place, strip in _strips(up, self.down.reshape(len(self.down), -1)):
+            values[place] += strip
 
 
 class HadamardProduct(Change):
@@ -206,23 +220,29 @@ _BLOCK = 1 << 20  # values
 # its own, of which each asks for all processors, then wait for one another (ten times as long on a busy machine).
 _ALONE = 1 << 18  # rows * columns * rank
 _ALONE_IN_A_ROW = 1 << 13
-_TILE_ROWS = 32
+_STRIP_ROWS = 32
 
 
 def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """`left @ right`, float32 [rows, columns], tile by tile."""
-    (height, rank), width = left.shape, right.shape[1]
-    rows = min(height, _TILE_ROWS)
-    columns = max(16, (_ALONE if rows > 1 else _ALONE_IN_A_ROW) // max(1, rows * rank))
-    made = np.empty((height, width), "<f4")
-    for first in range(0, height, rows):
-        for start in range(0, width, columns):
-            np.matmul(
-                left[first : first + rows],
-                right[:, start : start + columns],
-                out=made[first : first + rows, start : start + columns],
-            )
+    made = np.empty((len(left), right.shape[1]), "<f4")
+    for place, strip in _strips(left, right):
+        made[place] = strip
     return made
+
+
+def _strips(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """`left @ right`, float32, a few rows at a time: which they are, and their values until the next ones are asked for."""
+    (height, rank), width = left.shape, right.shape[1]
+    rows = min(height, max(_STRIP_ROWS, _ALONE // max(1, rank * width)))
+    columns = max(16, (_ALONE if rows > 1 else _ALONE_IN_A_ROW) // max(1, rows * rank))
+    spare = np.empty((rows, width), "<f4")
+    for first in range(0, height, rows):
+        factors, strip = left[first : first + rows], spare[: height - first]
+        for start in range(0, width, columns):
+            end = start + columns
+            np.matmul(factors, right[:, start:end], out=strip[:, start:end])
+        yield slice(first, first + rows), strip
 
 
 def rank_of_factors(factors: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,10 @@ class MergedSource(Source):
         begin, end = start // size, start // size + len(values)
         self._read_own(name, begin, values)
         width = fact.count // fact.shape[0]
-        first, last = begin // width, -(-end // width)
         for addition, span in self._additions[name]:
-            top, bottom = max(first, span.first), min(last, span.first + span.count)
-            if top < bottom:
-                added = self._rows(addition, span, top, bottom).reshape(-1)
-                added *= np.float32(addition.strength)
-                # Its first and last row may reach beyond what is asked for.
-                low, high = max(begin, top * width), min(end, bottom * width)
-                values[low - begin : high - begin] += added[low - top * width : high - top * width]
+            low, high = max(begin, span.first * width), min(end, (span.first + span.count) * width)
+            for first, last in _split_at_rows(low, high, width):
+                self._add(addition, span, first, width, values[first - begin : last - begin])
 
     def _read_own(self, name: str, begin: int, values: np.ndarray) -> None:
         stored = self._source.tensors[name].dtype
@@ -110,13 +106,20 @@ class MergedSource(Source):
             return
         values[:] = _read_values(self._source, name, begin, len(values))
 
-    def _rows(self, addition: Addition, span: Span, top: int, bottom: int) -> np.ndarray:
-        """The change of these rows of a tensor, at strength 1."""
-        change = self._change(addition)
+    def _add(self, addition: Addition, span: Span, first: int, width: int, values: np.ndarray) -> None:
+        """Add what it changes to whole rows of a tensor, or to a part of one, from its value `first` on."""
+        change, (row, skipped) = self._change(addition), divmod(first, width)
         if span.turned:
-            return np.ascontiguousarray(change.rows(0, change.shape[0], addition.weights).T[top:bottom])
-        moved = span.at - span.first
-        return change.rows(top + moved, bottom + moved, addition.weights)
+            made = change.rows(0, change.shape[0], addition.weights).T[row : row + max(1, len(values) // width)]
+            values += np.float32(addition.strength) * made.reshape(-1)[skipped : skipped + len(values)]
+            return
+        row += span.at - span.first
+        if skipped or len(values) < width:
+            whole = np.zeros((1, width), "<f4")
+            change.add(whole, row, addition.strength, addition.weights)
+            values += whole[0, skipped : skipped + len(values)]
+        else:
+            change.add(values.reshape(-1, width), row, addition.strength, addition.weights)
 
     def _change(self, addition: Addition) -> Change:
         with self._alone:
@@ -147,6 +150,13 @@ class Merged:
         for piece in recipe.pieces:
             changed = self.sources.get(id(piece.source))
             yield replace(piece, source=changed) if changed is not None and piece.name in changed.tensors else piece
+
+
+def _split_at_rows(low: int, high: int, width: int) -> Iterable[tuple[int, int]]:
+    """A range of values as the end of a row, whole rows, and the beginning of one, where it has them."""
+    if low >= high:
+        return ()
+    return pairwise(sorted({low, min(high, -(-low // width) * width), max(low, high // width * width), high}))
 
 
 def _own_rows(span: Span, first: int, last: int) -> np.ndarray:
