@@ -348,7 +348,7 @@ def quantize(chosen: argparse.Namespace) -> Answer:
 
 
 def upload(chosen: argparse.Namespace) -> Answer:
-    result = hub_upload.upload_reader(ReaderUploadConfig(**given_values(chosen, ReaderUploadConfig)), chosen.model)
+    result = hub_upload.upload(ReaderUploadConfig(**given_values(chosen, ReaderUploadConfig)), chosen.model)
     lines = [f"Uploaded and compared: {result.url}",
              *pairs({"private": result.private, "files": result.files, "sha256": result.sha256})]  # fmt: skip
     return Answer({"model": chosen.model, "path": result.url, **plain(result)}, lines)
