@@ -22,14 +22,14 @@ _NAMES = {  # module: what of it is public here
     "drive": "mount_drive sessions_root",
     "errors": "FastSDError",
     "forms": (
-        "Form ReadingSessionConfig RunConfig SessionConfig TeachConfig show_captioner show_converter "
-        "show_disconnect show_dry_run show_inspector show_prepared show_result "
+        "Form ReadingSessionConfig RunConfig SessionConfig SessionUploadConfig TeachConfig show_captioner "
+        "show_converter show_disconnect show_dry_run show_inspector show_prepared show_result "
         "compare_reading correct_lines "
         "disconnect_when_safe edit_captions edit_crops export_model open_reading open_session "
         "prepare_pictures read_pictures run_training set_up share_reader show_confidence show_embedder "
         "show_evaluator show_form "
         "show_lines_form show_photos_form show_playground show_space show_teach_form shrink_reader teach_reader "
-        "upload_model"
+        "upload_model upload_reader"
     ),
     "model_lookup": "fetch_model",
     "playground": "PlaygroundConfig",

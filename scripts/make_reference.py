@@ -51,6 +51,7 @@ PARTS = {
         "EmbedConfig": "Embeddings (cell 6c; `embed`)",
         "ReaderUploadConfig": "Upload to the Hub (`upload`)",
         "ServeConfig": "The page (cell 8a; `serve`)",
+        "SessionUploadConfig": "Upload to the Hub (cell 9a)",
     },
     "Model files": {
         "ConvertConfig": "Conversion (`fastsd convert`)",

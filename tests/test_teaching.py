@@ -11,7 +11,7 @@ from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers import forms
-from fastsd_helpers.errors import Interrupted, SettingsError
+from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
 from fastsd_helpers.forms import TeachConfig
 from fastsd_helpers.forms.trocr import finetuning
 from fastsd_helpers.forms.widgets import work_view
@@ -187,6 +187,35 @@ def test_the_form_says_how_many_lines_are_held_out_and_who_chose_them(session):
     assert "24 corrected lines, all of them for training; none is held out" in text_of(form.box)
     form.update(data="/some/folder")
     assert "About 0 %" in text_of(form.box)
+
+
+def test_more_text_reaches_the_language_model_and_one_that_is_missing_is_named_before_a_run_begins(
+    session, tmp_path, monkeypatch
+):
+    started = []
+
+    def start(words, *_folder, **_more):
+        started.append(words)
+        raise Interrupted("Begun.", "")
+
+    monkeypatch.setattr(runs, "command_of", list)
+    monkeypatch.setattr(runs.Background, "start", start)
+    form = forms.show_teach_form(session)
+    form.update(text=str(tmp_path / "more.txt"))
+    with pytest.raises(DatasetError, match=r"There is no file or folder .*more\.txt"):
+        forms.teach_reader(form.config(), session)
+    assert runs.open_run(session) is None
+    (tmp_path / "more.txt").write_text("the quick brown fox")
+    for kernel in (session, ReadingSession(session.folder)):
+        with pytest.raises(Interrupted, match="Begun"):
+            forms.teach_reader(form.config(), kernel)
+    assert [words[-2:] for words in started] == [["--text", str(tmp_path / "more.txt")]] * 2
+    with_text = runs.open_run(session).folder
+    with pytest.raises(Interrupted, match="Begun"):
+        forms.teach_reader(TeachConfig(), session)
+    assert "--text" not in started[-1]
+    assert runs.open_run(session).folder != with_text
+    assert "text" not in finetuning.run_values(TeachConfig()), "a run of before it could be named goes on"
 
 
 def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(session):

@@ -238,6 +238,9 @@ def test_a_fine_tuning_tells_what_a_language_model_is_worth_and_an_older_run_goe
     (tmp_path / "more.txt").write_text("jumps over the lazy dog")
     settings = {"epochs": 0.01, "precision": "fp32", "augment": False}
     out = tmp_path / "run"
+    with pytest.raises(DatasetError, match="There is no file or folder"):
+        finetune(FineTuneConfig(**settings), learned, out, model=reader, held_out=held, texts=[tmp_path / "none.txt"])
+    assert not (out / "checkpoints").exists(), "it is said before anything is learned"
     made = finetune(
         FineTuneConfig(**settings), learned, out, model=reader, held_out=held, texts=[tmp_path / "more.txt"]
     )

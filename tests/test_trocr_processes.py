@@ -157,6 +157,25 @@ def test_what_two_shares_read_a_session_finds_known_and_ends_as_one_that_read_al
     assert_alike(session.folder, read_by_one)
 
 
+def test_two_processes_that_are_watched_over_divide_the_pages_of_one_file(forks, world, tmp_path):
+    drawn = noise_pictures(5, seed=4)
+    drawn[0].save(tmp_path / "five.tif", save_all=True, append_images=drawn[1:])
+    place, out = tmp_path / "ranks", tmp_path / "out"
+    place.mkdir()
+    (place / "watcher").write_text(str(os.getpid()))
+    own = ["trocr", "read", tmp_path / "five.tif", "--out", out, "--model", world / "model", "--processes=2"]
+    own += ["--format=txt", "--no-pages", "--precision=fp32", "--max-new-tokens=6", "--json"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "FASTSD_RANKS": str(place)}
+    done = forks(*READING).run(["-c", START_TOGETHER, 2, free_port(), "", *own], env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads((place / "0.json").read_text().splitlines()[-1])
+    assert (answer["inputs"], answer["pages"], answer["read_now"], answer["read_before"]) == (1, 5, 5, 0)
+    told = [(place / f"news-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    assert [max(json.loads(row).get("counts", [0])[0] for row in rows) for rows in told] == [3, 2]
+    read = Reader(world / "model", precision="fp32", max_new_tokens=6).read(tmp_path / "five.tif")
+    assert (out / "five.txt").read_text().split() == " ".join(line.text for line in read).split()
+
+
 def test_a_reading_cell_that_is_stopped_asks_the_processes_to_end(world, tmp_path, monkeypatch):
     def asked(_count, _words, _folder, **how):
         os.kill(os.getpid(), signal.SIGINT)  # the notebook's interrupt button

@@ -17,7 +17,7 @@ from fastsd_helpers.trocr.pages.inputs import gather, to_rgb
 from fastsd_helpers.trocr.pages.line_pieces import join_pieces, join_quads
 from fastsd_helpers.trocr.pages.page_reader import looks_like_page
 from fastsd_helpers.trocr.pages.reading_order import choose_order, regions_of
-from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
+from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, count_shares, join_pages, transcribe
 
 LINES = TranscribeConfig(("txt", "json", "csv"), pages="lines")
 
@@ -130,6 +130,49 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_files(reader, scans
         return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
 
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_processes_divide_the_pages_of_few_files_and_end_with_the_files_of_one(reader, scans, tmp_path):
+    pytest.importorskip("pypdfium2")
+    drawn = [draw(f"number {number}") for number in range(5)]
+    drawn[0].save(tmp_path / "five.pdf", save_all=True, append_images=drawn[1:])
+    sources = [str(tmp_path / "five.pdf"), str(scans / "broken.png")]
+    whole = transcribe(reader, sources, tmp_path / "one", LINES)
+    text = (tmp_path / "one" / "five.txt").read_text()
+
+    def read_share(number, out, **more):
+        return transcribe(reader, sources, out, LINES, shard=(number, 3), joined=True, **more)
+
+    def cut(_done):
+        raise KeyboardInterrupt
+
+    for out in (tmp_path / "three", tmp_path / "then-one"):
+        with pytest.raises(KeyboardInterrupt):
+            read_share(1, out, progress=cut)  # it has read page 2, and no other process one before it
+    shares = [read_share(number, tmp_path / "three") for number in range(3)]
+    assert [share.read_now for share in shares] == [2, 2, 1], "pages 1 and 4; 5 and the damaged image; 3"
+    assert not list((tmp_path / "three").glob("*.txt")), "nobody has all pages"
+    joined = join_pages(sources, tmp_path / "three", LINES, shares)
+    assert (joined.inputs, joined.pages, joined.read_now, joined.read_before) == (2, 6, 5, 1)
+    assert joined.problems == whole.problems
+    assert [path.name for path in joined.files] == [path.name for path in whole.files] == [
+        "five.txt", "five.json", "five.csv"]  # fmt: skip
+    assert (tmp_path / "three" / "five.txt").read_text() == text
+    known = transcribe(reader, sources, tmp_path / "three", LINES)
+    assert (known.read_now, known.read_before) == (1, 5), "the damaged image is looked at again"
+    assert transcribe(reader, sources, tmp_path / "then-one", LINES).read_now == 5
+    assert (tmp_path / "then-one" / "five.txt").read_text() == text
+
+
+def test_a_file_for_each_process_is_read_by_one_alone(reader, scans, tmp_path):
+    names = [str(scans / name) for name in ("fax.tiff", "page1.png")]
+    shares = [transcribe(reader, names, tmp_path / "two", LINES, shard=(number, 2), joined=True) for number in (0, 1)]
+    assert [(share.inputs, share.read_now) for share in shares] == [(1, 3), (1, 1)]
+    assert join_pages(names, tmp_path / "two", LINES, shares).inputs == 2
+    assert [count_shares(some, tmp_path / "two") for some in (names, names[1:])] == [2, 1]
+    # Shards of the user's own are whole files, for nobody joins them.
+    alone = [transcribe(reader, names[:1], tmp_path / "own", LINES, shard=(number, 2)) for number in (0, 1)]
+    assert [(share.inputs, share.read_now) for share in alone] == [(1, 3), (0, 0)]
 
 
 def test_white_ink_on_nothing_and_on_black_is_read_as_black_on_white(reader):

@@ -196,13 +196,15 @@ def _transcribe(chosen: argparse.Namespace, parts: Division) -> Answer:
     formats.require_formats(wanted)
     config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
     began = time.monotonic()
+    what: tuple[list[str], Path, transcription.TranscribeConfig] = (chosen.images, chosen.out, config)
 
     def work(shard: tuple[int, int], tell: Callable[..., None]) -> transcription.Transcribed:
-        reader = _open_reader(chosen)
-        return transcription.transcribe(reader, chosen.images, chosen.out, config, shard=shard, progress=tell)
+        joined = processes.watched_over() is not None  # after shards that the user starts nobody joins them
+        return transcription.transcribe(_open_reader(chosen), *what, shard=shard, joined=joined, progress=tell)
 
+    add = functools.partial(transcription.join_pages, *what)
     shares = functools.partial(transcription.count_shares, chosen.images, chosen.out)
-    done = read_divided(parts, shares, work, transcription.add_results, _progress("pages"))
+    done = read_divided(parts, shares, work, add, _progress("pages"))
     if isinstance(done, dict):
         known = {item.name for item in dataclasses.fields(transcription.Transcribed)}
         done = transcription.Transcribed(chosen.out, **{name: done[name] for name in known & done.keys()})
@@ -348,7 +350,7 @@ def quantize(chosen: argparse.Namespace) -> Answer:
 
 
 def upload(chosen: argparse.Namespace) -> Answer:
-    result = hub_upload.upload_reader(ReaderUploadConfig(**given_values(chosen, ReaderUploadConfig)), chosen.model)
+    result = hub_upload.upload(ReaderUploadConfig(**given_values(chosen, ReaderUploadConfig)), chosen.model)
     lines = [f"Uploaded and compared: {result.url}",
              *pairs({"private": result.private, "files": result.files, "sha256": result.sha256})]  # fmt: skip
     return Answer({"model": chosen.model, "path": result.url, **plain(result)}, lines)

@@ -24,6 +24,7 @@ _NAMES = {  # module: what notebooks use of it
     "dreambooth.results": "DisconnectView show_disconnect show_prepared show_result",
     "dreambooth.exporting": "disconnect_when_safe export_model upload_model",
     "trocr.quantization": "ShrinkView shrink_reader",
+    "trocr.uploading": "SessionUploadConfig upload_reader",
     "dreambooth.disk_space": "show_space",
     "trocr.finetuning": "CompareView TeachConfig TeachForm compare_reading show_teach_form teach_reader",
     "widgets.tools": "ToolView show_captioner show_converter show_dry_run show_inspector",

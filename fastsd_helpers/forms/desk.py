@@ -51,7 +51,7 @@ MAKERS = {
     "try_form": Maker("7a", "PlaygroundConfig"),
     "file_form": Maker("8a", "ExportConfig"),
     "page_form": Maker("8a", "ServeConfig"),
-    "hub_form": Maker("9a", "UploadConfig"),
+    "hub_form": Maker("9a", "UploadConfig SessionUploadConfig"),
     "store_form": Maker("2a", "StoreConfig"),
     "webui": Maker("2b"),
     "ui_form": Maker("3a", "InstallConfig"),

@@ -105,6 +105,7 @@ CELLS: dict[str, str] = {
     "trocr-embed": "forms.show_embedder(reading)",
     "trocr-share": "from fastsd_helpers.trocr.reading.serve import ServeConfig\nshow_form(ServeConfig)",
     "trocr-open": "forms.share_reader(ServeConfig(), reading)",
+    "trocr-hub": "show_form(forms.SessionUploadConfig)",
     "webui-store": "forms.show_store_form(forms.StoreConfig)",
     "webui-install": "from fastsd_helpers.webui import InstallConfig\nforms.show_ui_form(InstallConfig, webui)",
     "webui-models": "from fastsd_helpers.webui import ModelsConfig\nforms.show_ui_form(ModelsConfig, webui)",

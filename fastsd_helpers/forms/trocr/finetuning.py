@@ -62,6 +62,14 @@ class _Data:
     held_out_data: str = option(
         "", help="validation set: lines to evaluate on; empty: a share of the others", advanced=True
     )
+    text: str = option(
+        "",
+        help=(
+            "more text of the kind that is to be read, for the language model: file or folder; empty: the training "
+            "texts alone"
+        ),
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,9 @@ def learning_settings(config: TeachConfig) -> FineTuneConfig:
 
 def run_values(config: TeachConfig) -> dict[str, Any]:
     """What a run is told apart by: all settings but those that say how to go on, and on how many GPUs."""
-    values = to_values(config).items()
-    return {name: value for name, value in values if not hasattr(_Going, name) and name != "processes"}
+    values = {name: value for name, value in to_values(config).items() if not hasattr(_Going, name)}
+    left_out = ["processes"] if values["text"] else ["processes", "text"]  # runs of before it could be named go on
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
@@ -181,6 +190,7 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
             values,
             data=config.data,
             held_out_data=config.held_out_data,
+            text=config.text,
             more_steps=config.more_steps,
             start_over=config.start_over or restart,
         )

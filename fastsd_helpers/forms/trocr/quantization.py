@@ -14,7 +14,7 @@ from fastsd_helpers.trocr.reading.dataset import write_table
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.session_teaching import Taught, taught_reader
 
-__all__ = ["ShrinkView", "shrink_reader"]
+__all__ = ["ShrinkView", "int8_copy", "shrink_reader"]
 
 _TRIALS = 3  # fp32, dynamic, static
 
@@ -40,20 +40,34 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
     if taught is None:
         logger.info("Nothing to quantize: no model was fine-tuned in this session yet.")
         return None
-    out = session.folder / "int8"
-    # By the weights: the folder's name says nothing of a run that was begun again.
-    written = max(file.stat().st_mtime for file in taught.path.glob("*.safetensors"))
-    made_of = {"path": str(taught.path.relative_to(session.folder)), "written": written}
-    report = session.record.get("int8_report") or {}
-    if session.record.get("int8") == made_of and report and (report["chosen"] == "fp32" or out.is_dir()):
-        logger.info("It is there already: %s", out if report["chosen"] != "fp32" else "fp32 remains the better one")
+    copy, report = int8_copy(session, taught), session.record.get("int8_report") or {}
+    if copy or (session.record.get("int8") == _made_of(session, taught) and report.get("chosen") == "fp32"):
+        logger.info("It is there already: %s", copy or "fp32 remains the better one")
         return ShrinkView(report)
     _require_int8()
-    answer = _make(taught, out)
+    made_of, answer = _made_of(session, taught), _make(taught, session.folder / "int8")
     report = {"trials": answer["trials"], "chosen": answer["method"], "why": answer["why"]}
     report |= {"lines": answer["evaluation_lines"], "built_in": answer["built_in_lines"]}
     session.save(int8=made_of, int8_report=report)
     return ShrinkView(report)
+
+
+def int8_copy(session: ReadingSession, taught: Taught) -> Path | None:
+    """The folder of the int8 copy of just this fine-tuned model; None where there is none, or it was not chosen.
+
+    Args:
+        session: whose copy.
+        taught: what its copy must have been made of.
+    """
+    out, report = session.folder / "int8", session.record.get("int8_report") or {}
+    chosen = report.get("chosen", "fp32") != "fp32"
+    return out if chosen and out.is_dir() and session.record.get("int8") == _made_of(session, taught) else None
+
+
+def _made_of(session: ReadingSession, taught: Taught) -> dict[str, Any]:
+    # By the weights: the folder's name says nothing of a run that was begun again.
+    written = max(file.stat().st_mtime for file in taught.path.glob("*.safetensors"))
+    return {"path": str(taught.path.relative_to(session.folder)), "written": written}
 
 
 def _make(taught: Taught, out: Path) -> dict[str, Any]:

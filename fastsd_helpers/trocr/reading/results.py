@@ -96,7 +96,10 @@ class LocalResults:
         write_atomic(path, data, point="trocr.file")
 
     def append(self, name: str, row: bytes) -> None:
-        """Write a line to the end of a file; one that a kill cut stays a line of its own."""
+        """Write a line to the end of a file; one that a kill cut stays a line of its own.
+
+        Several processes of a machine may do so at the same time: it is one write to a file that is open for appending.
+        """
         path = self.at(name)
         with file_errors(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)

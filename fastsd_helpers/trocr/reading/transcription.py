@@ -5,6 +5,7 @@ was killed at any moment reads no page twice, and ends with the same files as on
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -29,6 +30,7 @@ __all__ = [
     "add_results",
     "begin_run",
     "count_shares",
+    "join_pages",
     "name_inputs",
     "read_inputs",
     "transcribe",
@@ -87,6 +89,7 @@ def transcribe(
     config: TranscribeConfig | None = None,
     *,
     shard: tuple[int, int] = (0, 1),
+    joined: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Transcribed:
     """Read images, PDFs and folders of them, and write each into `out` in every format; call it again to go on.
@@ -97,6 +100,8 @@ def transcribe(
         out: `<name>.txt`, `.json`, `.csv`, `.pdf`; `<name>.alto.xml`, `.page.xml`, `.hocr`, with `-0001` and so on
             behind the name where an input has several pages. Folders keep their folders.
         shard: (number from 0, how many): every so manieth input, for several processes.
+        joined: `join_pages` follows once all of the shards are read: where there are fewer inputs than processes they
+            divide the pages of each, and write no files of results.
         progress: called with the number of pages done.
 
     Raises:
@@ -110,6 +115,8 @@ def transcribe(
     results = LocalResults(out)
     begin_run(results, reader, config)
     number, count = shard
+    if joined and len(inputs) < count:
+        return read_inputs(reader, inputs, results, config, progress, pages=shard)
     return read_inputs(reader, inputs[number::count], results, config, progress)
 
 
@@ -121,16 +128,18 @@ def read_inputs(
     progress: Callable[[int], None] | None = None,
     *,
     detector: Callable[[], Any] = open_detector,
+    pages: tuple[int, int] = (0, 1),
 ) -> Transcribed:
     """Read files and write their results, as `transcribe` does; `begin_run` has been called for them.
 
     Args:
         detector: opens the line detector, at the first page.
+        pages: (number from 0, how many): every so manieth page of the inputs, which are noted and not written.
     """
     done = Transcribed(results.at(""))
     before, reader.watches = reader.watches, True
     try:
-        _Work(reader, results, config, done, progress, detector).run(inputs)
+        _Work(reader, results, config, done, progress, detector, pages).run(inputs)
     finally:
         reader.watches = before
     return done
@@ -146,13 +155,32 @@ def add_results(results: Sequence[Transcribed]) -> Transcribed:
     return total
 
 
+def join_pages(sources: list[str], out: Path, config: TranscribeConfig, shares: Sequence[Transcribed]) -> Transcribed:
+    """What processes did together; where they divided the pages, the files of results are written now.
+
+    Args:
+        sources: as of `transcribe`.
+        out: as of `transcribe`.
+        config: as of `transcribe`.
+        shares: what each of them did, `joined`.
+    """
+    done, inputs = add_results(shares), _list_inputs(sources, out)
+    if len(inputs) < len(shares):
+        work = _Work(None, LocalResults(out), config, done, None, open_detector, (0, 1))
+        for item in inputs:
+            work.finish(item)
+    return done
+
+
 def count_shares(sources: list[str], out: Path) -> int:
-    """How many processes get enough of these files to be worth their start.
+    """How many processes get enough of these files to be worth their start; a file of pages counts as two.
 
     Raises:
         DatasetError: there is nothing to read.
     """
-    return max(1, len(_list_inputs(sources, out)) // ENOUGH)
+    inputs = _list_inputs(sources, out)
+    several = sum(_may_have_pages(item.path) for item in inputs)
+    return max(1, (len(inputs) - several) // ENOUGH + 2 * several)
 
 
 def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:
@@ -225,16 +253,20 @@ class _Work:
         done: Transcribed,
         progress: Callable[[int], None] | None,
         detector: Callable[[], Any],
+        pages: tuple[int, int],
     ) -> None:
         self._reader, self._results, self._config, self._done, self._progress = reader, results, config, done, progress
-        self._open_detector, self._detector = detector, None
+        self._open_detector, self._detector, self._pages = detector, None, pages
 
     def run(self, inputs: list[ToRead]) -> None:
         """Read all inputs; lines of several are read together, so one may be finished after the next began."""
         waiting: list[_Step] = []
         pixels = 0
-        for item in inputs:
+        rank, count = self._pages
+        for place, item in enumerate(inputs):
             for opened in self._open(item):
+                if (place + opened.number - 1) % count != rank:  # another process reads it
+                    continue
                 size = opened.picture.width * opened.picture.height if opened.picture is not None else 0
                 page = opened.picture is not None and is_page(opened, self._config.pages)
                 if page or len(waiting) >= 2 * _TOGETHER or pixels + size > _MOST_PIXELS:
@@ -259,14 +291,17 @@ class _Work:
             known = []
         elif any("end" in note for note in notes):
             return
-        first = 1 + max((record["number"] for record in known), default=0)
-        yield from open_file(item.path, item.name, first=first)
+        # One of several processes may have been cut in the middle, while others read on.
+        there = {record["number"] for record in known}
+        first = next(number for number in itertools.count(1) if number not in there)
+        yield from (one for one in open_file(item.path, item.name, first=first) if one.number not in there)
 
     def _read(self, waiting: list[_Step]) -> None:
         records = iter(self._records_of([(item, opened, page) for item, opened, page in waiting if opened is not None]))
         for item, opened, _page in waiting:
             if opened is None:
-                self._finish(item)
+                if self._pages[1] == 1:
+                    self.finish(item)
                 continue
             record = next(records)
             self._note(item, {"record": record.as_json()})
@@ -326,7 +361,7 @@ class _Work:
 
     # ---------------------------------------------------------------------------------------------------- files
 
-    def _finish(self, item: ToRead) -> None:
+    def finish(self, item: ToRead) -> None:
         """Write the files of an input whose pages are all read; those that are there already stay."""
         notes = self._notes(item)
         latest = {note["record"]["number"]: note["record"] for note in notes if "record" in note}

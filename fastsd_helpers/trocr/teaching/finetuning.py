@@ -27,6 +27,7 @@ from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_fo
 from fastsd_helpers.options import to_values
 from fastsd_helpers.processes import Ranks, require_share, watched_over, world_here
 from fastsd_helpers.runtime import load_peft
+from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.model.checkpoint import (
     PICTURES,
     WORDS,
@@ -155,6 +156,7 @@ def finetune(
         if (finished := ranks.share(lambda: finished_result(out))) is not None:
             logger.info("This run is already finished: %s", finished.path)
             return finished
+        more_text = texts_of(texts) if texts else []  # what is wrong with them is said before anything is learned
         before = _evaluate_before(checkpoint.folder, held_set, config, tell, stop, ranks)
         trainer, tokenizer, added = _make_learner(
             config, checkpoint, train_set, held_set, out, tell, stop, ranks, earlier
@@ -174,7 +176,7 @@ def finetune(
                 held_out_lines=len(held_set.lines),
                 added_letters="".join(added),
                 curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
-                language=_keep_language(target, train_set, held_set, texts, config, stop),
+                language=_keep_language(target, train_set, held_set, more_text, config, stop),
             )  # fmt: skip
             if result.cer_after > result.cer_before:
                 logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
@@ -194,7 +196,7 @@ def _keep_language(
     folder: Path,
     train: LineSet,
     held: LineSet,
-    texts: Sequence[Path],
+    texts: Sequence[str],
     config: FineTuneConfig,
     stop: threading.Event | None,
 ) -> tuple[dict[str, Any], ...]:

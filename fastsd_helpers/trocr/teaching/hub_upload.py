@@ -12,7 +12,7 @@ from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
 from fastsd_helpers.uploads import UploadResult, card_for_the_hub, name_problems, require_name, send_model
 
-__all__ = ["ReaderUploadConfig", "card_head", "upload_reader"]
+__all__ = ["ReaderUploadConfig", "card_head", "upload"]
 
 _WEIGHTS = (".safetensors", ".bin")  # of graphs too
 
@@ -29,7 +29,7 @@ class ReaderUploadConfig:
         check(self, name_problems(self.repo))
 
 
-def upload_reader(config: ReaderUploadConfig, folder: Path) -> UploadResult:
+def upload(config: ReaderUploadConfig, folder: Path) -> UploadResult:
     """Upload a fine-tuned or int8 model and its card in one commit, then compare them with the Hub's list.
 
     Args:

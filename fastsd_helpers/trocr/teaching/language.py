@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.model_lookup import LANGUAGE
-from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
@@ -158,7 +157,7 @@ def keep_language(
     learned: LineSet,
     held: LineSet,
     *,
-    texts: Sequence[Path] = (),
+    texts: Sequence[str] = (),
     normal_form: Literal["NFC", "NFD", "none"] = "NFC",
     progress: Callable[[int], None] | None = None,
     **reading: Any,
@@ -169,7 +168,7 @@ def keep_language(
         folder: of the reader.
         learned: the lines that it learned.
         held: the lines held out.
-        texts: files with more text.
+        texts: more text.
         normal_form: Unicode form of the texts.
         progress: called after every batch of lines.
         reading: settings of the Reader.
@@ -182,7 +181,7 @@ def keep_language(
     if len(unknown.lines) < 2:
         return ()
     own = [line.text for line in learned.lines]
-    language = learn_characters([*own, *texts_of(texts)] if texts else own, normal_form=normal_form)
+    language = learn_characters([*own, *texts], normal_form=normal_form)
     language, gains = choose_weights(Reader(folder, **reading), language, unknown, progress=progress)
     if any(gain.weight for gain in gains):
         language.save(folder / LANGUAGE)

@@ -19,6 +19,7 @@ from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_writable, write_atomic
 from fastsd_helpers.options import options_of, to_values
+from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines, with_files
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult, finished_result, split_lines
@@ -38,8 +39,8 @@ class TeachingRun:
 
     Attributes:
         folder: where it lies. model: the model it begins with. base: what that one was made from in its turn, or
-            itself. settings: how it learns. restart: forget what the folder holds. why: why this run and no other, in
-            words for the user.
+            itself. settings: how it learns. text: a file or folder of more text for the language model, or "".
+            restart: forget what the folder holds. why: why this run and no other, in words for the user.
     """
 
     session: ReadingSession
@@ -47,6 +48,7 @@ class TeachingRun:
     model: str
     base: str
     settings: FineTuneConfig
+    text: str = ""
     restart: bool = False
     why: str = ""
 
@@ -65,8 +67,9 @@ class TeachingRun:
     def start(self) -> Background:
         """Start it in a process of its own, and return at once."""
         learned, held_out = self.folder / "learned.jsonl", self.folder / "held-out.jsonl"
+        texts = [Path(self.text).expanduser().absolute()] if self.text else []
         words = finetune_words(
-            self.settings, learned, self.folder, model=self.model, held_out=held_out, restart=self.restart, texts=()
+            self.settings, learned, self.folder, model=self.model, held_out=held_out, restart=self.restart, texts=texts
         )
         return Background.start(command_of(words), local_folder(self.folder), model=self.model)
 
@@ -137,6 +140,7 @@ def choose_run(
     *,
     data: str = "",
     held_out_data: str = "",
+    text: str = "",
     more_steps: int = 0,
     start_over: bool = False,
 ) -> TeachingRun:
@@ -147,6 +151,7 @@ def choose_run(
         values: all that was entered, data included: another choice is another run.
         data: a dataset to learn from; empty: the corrected lines.
         held_out_data: validation set: lines to evaluate on; empty: a share of the others.
+        text: a file or folder of more text for the language model; empty: the lines alone.
         more_steps: when nothing is unfinished, begin so many further steps from the fine-tuned model last.
         start_over: begin at step 0, whatever is there; a finished run's model is kept.
 
@@ -185,7 +190,9 @@ def choose_run(
         folder = next(path for path in others if finished_result(path) is None)
     learned, held = divide(settings, lines, read_lines(held_out_data) if held_out_data else None, taught=taught)
     settings = _with_steps(settings, extra, len(learned.lines)) if extra else settings
-    run = TeachingRun(session, folder, model, taught.base if taught else model, settings, restart=start_over)
+    if text:
+        texts_of([Path(text)])  # what is wrong with it is said before the run is begun
+    run = TeachingRun(session, folder, model, taught.base if taught else model, settings, text, restart=start_over)
     if run.result() is None:
         _write_sets(session, folder, learned, held)
     _note(run, values, own=taught is not None)
@@ -211,7 +218,8 @@ def open_run(session: ReadingSession) -> TeachingRun | None:
     inside = session.folder / model
     if (inside / "config.json").is_file():  # a model of this session, which may be mounted elsewhere now
         model = str(inside)
-    return TeachingRun(session, folder, model, str(entered.get("base", model)), settings)
+    text = str((entered.get("values") or {}).get("text", ""))
+    return TeachingRun(session, folder, model, str(entered.get("base", model)), settings, text)
 
 
 def _corrected_or_none(session: ReadingSession) -> LineSet:
