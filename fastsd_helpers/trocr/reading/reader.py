@@ -1,7 +1,6 @@
 """Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.model_lookup import LANGUAGE
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.labels import TEXT_SUFFIXES, texts_of
 from fastsd_helpers.trocr.language.allowed_characters import banned_tokens, parse_characters
 from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["DEMO_READER", "OWN_READER", "ReadConfig", "Reader", "choose_reader"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 OWN_READER = "trocr-base-handwritten"
 DEMO_READER = "demo-reader"

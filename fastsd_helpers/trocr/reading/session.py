@@ -6,7 +6,6 @@ another model too. What was corrected is a dataset to learn from.
 
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastsd_helpers import demo
 from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted, SessionDamaged
 from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather, gather_share
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine", "choose_reader"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
 _BLOCK = 5  # neighbouring lines of a single page that are held out together
