@@ -259,7 +259,8 @@ class _Forward:
 
         given = [each for each in args if isinstance(each, torch.Tensor)]
         saved, events = self._saved, self._events
-        self._saved, inside = {each.untyped_storage()._cdata: each.untyped_storage() for each in given}, []
+        inside: list[tuple[int, int, int] | list] = []
+        self._saved = {each.untyped_storage()._cdata: each.untyped_storage() for each in given}
         self._events = inside
         found = function(*args)
         self._saved, self._events = saved, events
