@@ -23,7 +23,6 @@ from fastsd_helpers.trocr.pages.page_reader import cut_lines, open_detector
 from fastsd_helpers.trocr.reading.browser_uploads import Uploaded, unpack_upload
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, group_of, read_lines
 from fastsd_helpers.trocr.reading.folder import rows_to_bytes
-from fastsd_helpers.trocr.reading.reader import DEMO_READER, OWN_READER, ReadConfig, choose_reader
 from fastsd_helpers.trocr.reading.rows import (
     SavedLine,
     as_jsonl,
@@ -38,6 +37,7 @@ from fastsd_helpers.trocr.reading.rows import (
     runs_of,
     unread_row,
 )
+from fastsd_helpers.trocr.reading.settings import DEMO_READER, OWN_READER, ReadConfig, choose_reader
 
 if TYPE_CHECKING:
     from PIL import Image
