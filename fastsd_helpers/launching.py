@@ -30,10 +30,9 @@ from fastsd_helpers.processes import (
     rank_here,
     watched_over,
 )
+from fastsd_helpers.runtime import logger
 
 __all__ = ["launch", "launch_command", "log_to_watcher", "news_writer"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.1
 _NEWS = "news-{}.jsonl"  # of each process

@@ -85,9 +85,11 @@ def test_what_saves_memory_saves_it_in_the_formula() -> None:
 # ShivamShrirao's README, "T4" table: SD 1.5, all weights, fp16, 512 px, latents and text encoded beforehand, in GiB.
 # Its script keeps the gradients from step to step, as accumulation does here.
 T4 = {"method": "full", "precision": "fp16", "resolution": 512, "optimizer": "adamw8bit", "accumulation": 2}
-# SimpleTuner, documentation/experimental/SEGMENTED_CHECKPOINTING.md: H100, a LoKr on a base in bf16 without autocast,
-# whose norms are in bf16 too, as autocast has them on a CPU.
-H100 = {"method": "lora", "precision": "bf16", "optimizer": "adamw", "lora_rank": 4}
+# SimpleTuner, documentation/experimental/SEGMENTED_CHECKPOINTING.md: H100, a base in bf16 without autocast, whose norms
+# are in bf16 too, as autocast has them on a CPU; for SD 1.5 a LoRA, for SDXL a LoKr, which keeps a little more. It is
+# what torch allocates: the weights alone are 1.60 of the 1.98 GiB, which leaves no room for CUDA's context, and an L40S
+# has 0.05 GiB less in every row, as much as torch's two workspaces for matrix products are smaller there.
+H100 = {"method": "lora", "precision": "bf16", "optimizer": "adamw", "lora_rank": 16}
 GIB = 2**30
 TOLERANCE = 0.15
 
@@ -107,21 +109,19 @@ def test_sd15_takes_what_was_published(full_size, values, gib) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "values", "gib", "within"),
+    ("kind", "values", "gib"),
     [
-        ("sdxl", {"resolution": 1024}, 13.03, 0.2),
-        ("sdxl", {"resolution": 1024, "gradient_checkpointing": True}, 6.53, 0.2),
-        ("sd15", {"resolution": 512}, 2.87, 0.2),
-        # The formula says 2.39: a fifth too much, and a little more.
-        ("sd15", {"resolution": 512, "gradient_checkpointing": True}, 1.98, 0.25),
+        ("sdxl", {"resolution": 1024}, 13.03),
+        ("sdxl", {"resolution": 1024, "gradient_checkpointing": True}, 6.53),
+        ("sd15", {"resolution": 512}, 2.87),
+        ("sd15", {"resolution": 512, "gradient_checkpointing": True}, 1.98),
     ],
 )
-def test_a_lora_takes_what_was_published(full_size, monkeypatch, kind, values, gib, within) -> None:
+def test_a_lora_takes_what_was_published(full_size, monkeypatch, kind, values, gib) -> None:
     memory = full_size(kind, "cpu")
     monkeypatch.setattr(type(family_named("sd15")), "half_base", True)
     found = unet_of(memory, **{**H100, **values})
-    own = unet_of(Memory(Shapes("small"), "cuda")).own
-    assert (found.total - found.own + own) / GIB == pytest.approx(gib, rel=within)
+    assert (found.total - found.own) / GIB == pytest.approx(gib, rel=0.2)
 
 
 @pytest.mark.slow
@@ -167,15 +167,25 @@ def small_base(tmp_path_factory):
     return build_base(tmp_path_factory.mktemp("base") / "model")
 
 
+@pytest.fixture
+def one_thread():
+    """Each thread of a kernel has values of its own, which in a small network are a large part of all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("stage", "values"),
     [
         ("unet", {}),
         ("unet", {"precision": "bf16", "method": "lora", "lora_rank": 4}),
+        ("unet", {"method": "lora", "lora_rank": 4, "gradient_checkpointing": True, "batch_size": 4}),
         ("text_encoder", {"accumulation": 2, "batch_size": 2}),
     ],
 )
-def test_a_step_allocates_what_the_formula_says(small_base, stage, values) -> None:
+def test_a_step_allocates_what_the_formula_says(small_base, one_thread, stage, values) -> None:
     context = open_studio(small_base, resolution=256, **values)
     fill_with_noise(context, ["a dog"], 256, 256)
     really = allocated(open_stage(stage, context, None))

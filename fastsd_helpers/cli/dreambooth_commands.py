@@ -24,6 +24,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import bytes_in
 from fastsd_helpers.processes import LOST, rank_here, watched_over
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.wording import label_of, size_in_words
@@ -167,7 +168,7 @@ def _quiet_beside_the_first() -> Iterator[None]:
     if rank_here() == 0:
         yield
         return
-    logging.getLogger("fastsd_helpers").setLevel(logging.WARNING)
+    logger.setLevel(logging.WARNING)
     try:
         yield
     except Interrupted:

@@ -15,7 +15,7 @@ from fastsd_helpers.cli.answers import plain
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import DependencyMissing, FastSDError
 from fastsd_helpers.files import outage
-from fastsd_helpers.runtime import REPOSITORY, redact, show_log
+from fastsd_helpers.runtime import REPOSITORY, logger, redact, show_log
 
 __all__ = ["main"]
 
@@ -99,7 +99,7 @@ def _what_is_logged() -> Iterator[set[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             logged.add(record.getMessage())
 
-    logger, collector = logging.getLogger("fastsd_helpers"), Collector()
+    collector = Collector()
     logger.addHandler(collector)
     try:
         yield logged

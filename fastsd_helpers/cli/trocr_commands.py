@@ -23,10 +23,11 @@ from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.processes import Division, read_divided, read_into_session
-from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.reading.session import ReadingSession
+from fastsd_helpers.trocr.reading.settings import ReadConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, hub_upload, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.hub_upload import ReaderUploadConfig

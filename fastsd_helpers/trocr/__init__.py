@@ -6,6 +6,7 @@ for line in Reader("trocr-base-handwritten").read("folder-with-lines"):
 """
 
 from fastsd_helpers.trocr.model.line import Line, Token
-from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.reader import Reader
+from fastsd_helpers.trocr.reading.settings import ReadConfig
 
 __all__ = ["Line", "ReadConfig", "Reader", "Token"]

@@ -8,7 +8,6 @@ The copies are what is trained on, so a run goes on where the folder they came f
 import contextlib
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.training.stages import TrainingContext
 
 __all__ = ["ClassImages", "OwnClassPictures"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _ORIENTATION = 0x0112  # of EXIF: above 4 the picture lies on its side
 _HINT = "Give a folder or a zip with images of the class, such as other dogs; if it is empty, they are generated."

@@ -6,7 +6,6 @@ with in `beginning.py`; this file is the order of events: step, save, stop when 
 """
 
 import contextlib
-import logging
 import threading
 import time
 from dataclasses import replace
@@ -53,8 +52,6 @@ from fastsd_helpers.runtime import choose_waiting, fault_point, make_cpu_sums_re
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def train(

@@ -4,7 +4,6 @@ The file lies on this machine's own disk, not on Drive: it is written twice a se
 machine can watch or stop the run. A line that was cut by a kill is passed over; a new run begins a new file.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from fastsd_helpers.device import peak_memory_bytes
 from fastsd_helpers.files import scratch_root
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.runtime import logger, redact
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import label_of
 
@@ -29,8 +28,6 @@ __all__ = [
     "log_progress",
     "scratch_folder",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FILE = "progress.jsonl"
 _EVERY_S = 0.5

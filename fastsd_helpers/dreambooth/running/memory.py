@@ -5,7 +5,8 @@
 No weights are loaded and no device is asked. The networks are built on the `meta` device as they are trained, with
 their LoRA; weights, state and averages are counted. What the forward pass keeps is what autograd saves in one forward
 pass there, in the dtypes of autocast. On the way back it is given up in the opposite order, while gradients come: the
-sum is taken at every tensor. With gradient checkpointing each block's inputs are kept, and one block at a time whole.
+sum is taken at every tensor and every function, which has the gradients of what it made and of what it was given at
+once. With gradient checkpointing each block's inputs are kept, and one block at a time goes its own way back.
 What an allocator loses is not in it, nor what is there before and after the steps (the VAE, samples).
 """
 
@@ -156,6 +157,14 @@ def _bytes(storages: dict[int, Any]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+def _learned(values: Any) -> "list[torch.Tensor]":
+    """The tensors among a function's values that a gradient comes to."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [each for each in tree_leaves(values) if isinstance(each, torch.Tensor) and each.requires_grad]
+
+
 class _Forward:
     """One forward pass on `meta`: what it keeps for the way back, and where gradients come there.
 
@@ -172,8 +181,9 @@ class _Forward:
         self._weights: set[int] = set()
         self._copies: dict[int, torch.Tensor] = {}  # autocast makes those of trained weights once
         self._saved: dict[int, Any] = {}  # storages by number, held so that no number is given twice
-        # In the order of the forward pass: bytes kept, bytes of gradients, bytes of a block that is computed again.
-        self._events: list[list[int]] = []
+        # In the order of the forward pass: bytes kept, of weights' gradients, of the gradients of a function's values;
+        # or those of a block that is computed again.
+        self._events: list[tuple[int, int, int] | list] = []
 
     def most(self, earlier: int) -> int:
         """Bytes of kept values and gradients when they are most.
@@ -181,17 +191,33 @@ class _Forward:
         Args:
             earlier: bytes of gradients that are there before the pass, of the same weights.
         """
-        kept, gradients = _bytes(self._saved), earlier
         copies = {each.untyped_storage()._cdata: each.untyped_storage() for each in self._copies.values()}
-        most = _bytes(self._saved | copies) + earlier
-        for more, gradient, block in reversed(self._events):
+        found, _ = self._most_on_the_way_back(self._events, 0, earlier, there=bool(earlier))
+        return max(found, _bytes(self._saved | copies) + earlier)
+
+    def _most_on_the_way_back(self, events: list, kept: int, gradients: int, *, there: bool) -> tuple[int, int]:
+        """The most bytes while these are given up, and those of the weights' gradients after it.
+
+        Args:
+            events: in the order of the forward pass.
+            kept: bytes of values from before them.
+            gradients: bytes of the weights' gradients so far.
+            there: the weights' gradients are all there already.
+        """
+        most, kept = 0, kept + sum(each[0] for each in events if isinstance(each, tuple))
+        for event in reversed(events):
+            if isinstance(event, list):
+                found, gradients = self._most_on_the_way_back(event, kept, gradients, there=there)
+                most = max(most, found)
+                continue
+            more, gradient, of_values = event
             if self._one_by_one:
                 gradients = gradient
-            elif not earlier:
+            elif not there:
                 gradients += gradient
-            most = max(most, kept + block + gradients)
+            most = max(most, kept + of_values + gradients)
             kept -= more
-        return most
+        return most, gradients
 
     def run(self, networks: dict[str, Any], size: tuple[int, int] | None) -> None:
         """Make the pass.
@@ -216,32 +242,32 @@ class _Forward:
         with torch.device("meta"):
             latents = torch.empty(rows, *family.latent_shape(*(size or (largest, largest))))
             timesteps = torch.empty(rows, dtype=torch.int64)
-            with _watch_functions(self._call), saved_tensors_hooks(partial(self._note, self._saved), lambda kept: kept):
+            with _watch_functions(self._call), saved_tensors_hooks(self._note, lambda kept: kept):
                 text, told = family.blank_conditions(denoiser, rows, encoders)
                 family.predict(denoiser, latents, timesteps, text, told)
 
-    def _note(self, into: dict[int, Any], tensor: "torch.Tensor") -> "torch.Tensor":
+    def _note(self, tensor: "torch.Tensor") -> "torch.Tensor":
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._weights and storage._cdata not in into:
-            into[storage._cdata] = storage
-            if into is self._saved:
-                self._events.append([storage.nbytes(), 0, 0])
+        if storage._cdata not in self._weights and storage._cdata not in self._saved:
+            self._saved[storage._cdata] = storage
+            self._events.append((storage.nbytes(), 0, 0))
         return tensor
 
     def _block(self, function: Callable[..., Any], *args: Any) -> Any:
-        """One block that is computed again: its inputs are kept, its own values while that is done."""
+        """One block that is computed again: its inputs are kept to its end, its own values while that is done."""
         import torch
-        from torch.autograd.graph import saved_tensors_hooks
 
-        inside: dict[int, Any] = {}
-        place = [0, 0, 0]
-        self._events.append(place)
-        with saved_tensors_hooks(partial(self._note, inside), lambda kept: kept):
-            found = function(*args)
-        place[2] = _bytes(inside)
-        for each in args if inside else ():
-            if isinstance(each, torch.Tensor):
-                self._note(self._saved, each)
+        given = [each for each in args if isinstance(each, torch.Tensor)]
+        saved, events = self._saved, self._events
+        inside: list[tuple[int, int, int] | list] = []
+        self._saved = {each.untyped_storage()._cdata: each.untyped_storage() for each in given}
+        self._events = inside
+        found = function(*args)
+        self._saved, self._events = saved, events
+        if inside:
+            for each in given:
+                self._note(each)
+            self._events.append(inside)
         return found
 
     def _call(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -255,13 +281,26 @@ class _Forward:
             args, kwargs = tree_map_only(torch.Tensor, partial(self._cast, to if self._dtype else None), (args, kwargs))
         if name == _ATTENTION:
             # Every processor has a kernel that keeps no attention map; `meta` would choose the one that does.
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
-        return function(*args, **kwargs)
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+        else:
+            found = function(*args, **kwargs)
+        self._note_gradients((args, kwargs), found)
+        return found
+
+    def _note_gradients(self, given: Any, made: Any) -> None:
+        """What a function has at once on the way back: gradients of the values it made and of those it was given."""
+        outer, inner = (
+            {each.untyped_storage()._cdata: each for each in _learned(of)}
+            for of in (made, given)  # two views of one tensor have one gradient
+        )
+        if outer and not outer.keys() & inner.keys():  # else it is a view: the gradient is handed on
+            inner = {place: each for place, each in inner.items() if place not in self._weights}
+            self._events.append((0, 0, sum(map(_size, [*outer.values(), *inner.values()]))))
 
     def _cast(self, to: Any, tensor: "torch.Tensor") -> "torch.Tensor":
         if tensor.is_leaf and tensor.requires_grad and tensor.untyped_storage()._cdata in self._weights:
             step = _STEP_BYTES * tensor.numel() if self._one_by_one else 0
-            self._events.append([0, _size(tensor) + step, 0])
+            self._events.append((0, _size(tensor) + step, 0))
             if to == self._dtype and to is not None and tensor.dtype != to:
                 return self._copies.setdefault(id(tensor), tensor.to(to))
         return tensor if to is None or not tensor.is_floating_point() else tensor.to(to)

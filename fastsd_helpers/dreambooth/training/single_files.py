@@ -1,7 +1,6 @@
 """A single model file becomes a folder that can be trained: its weights, and a tokenizer, which no such file holds."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.errors import DownloadError, ModelError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, ModelSpec, models
+from fastsd_helpers.runtime import logger
 
 __all__ = ["make_base"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 

@@ -1,7 +1,6 @@
 """Fine-tuning the model in a notebook: on corrections or a dataset, and a comparison before and after."""
 
 import html
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,14 +133,13 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     count = len(lines.lines)
     if not settings.held_out:
         return f"{count} corrected lines, all of them for training; none is held out."
-    log = logging.getLogger("fastsd_helpers")
-    before, log.disabled = log.disabled, True  # it would be said here and once more when the run begins
+    before, logger.disabled = logger.disabled, True  # it would be said here and once more when the run begins
     try:
         learned, held = divide(settings, lines, taught=taught_reader(session))
     except FastSDError as err:
         return f"{count} corrected lines. {err.problem} {err.hint}"
     finally:
-        log.disabled = before
+        logger.disabled = before
     return (
         f"{count} corrected lines: {len(learned.lines)} for training, {len(held.lines)} held out for validation. They "
         "were chosen at random by 'seed', entire pages or five lines in a row, and they stay held out; 'held out' is "

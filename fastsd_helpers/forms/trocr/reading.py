@@ -28,8 +28,9 @@ from fastsd_helpers.trocr.reading.processes import (
     session_division,
     session_shares,
 )
-from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, SavedLine, choose_reader
+from fastsd_helpers.trocr.reading.settings import ReadConfig
 from fastsd_helpers.trocr.teaching.language import fit_language
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers.errors import DatasetError, ModelError, SettingsError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.trocr.ground_truth.labels import TEXT_SUFFIXES, texts_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ORDER", "CharacterModel", "folded", "learn_characters", "open_characters"]
+__all__ = ["ORDER", "CharacterModel", "folded", "learn_characters", "open_characters", "open_language"]
 
 ORDER, _LONGEST = 6, 12
 _FORMAT = "fastsd character n-gram"
@@ -257,6 +258,33 @@ def open_characters(path: Path) -> CharacterModel:
         raise ModelError(f"{path} is damaged or no language model: {err}.", hint) from err
     _require_sound(model, path, hint)
     return model
+
+
+def open_language(wanted: str | Path | CharacterModel, *, own: Path) -> CharacterModel | None:
+    """The language model that lines are read with; None for none.
+
+    Args:
+        wanted: an opened one, its file, a text file or folder to learn it from, auto or none.
+        own: the file of the recognition model's own, which auto takes where it is there.
+
+    Raises:
+        SettingsError: there is no such file.
+        ModelError: the file is no language model.
+    """
+    if isinstance(wanted, CharacterModel):
+        return wanted
+    if wanted == "none" or (wanted == "auto" and not own.is_file()):
+        return None
+    path = own if wanted == "auto" else Path(wanted).expanduser()
+    if str(wanted) and (path.is_dir() or (path.is_file() and path.suffix.lower() in TEXT_SUFFIXES)):
+        return learn_characters(texts_of([path]))
+    if not path.is_file():
+        raise SettingsError(
+            f"There is no language model {path}.",
+            "Give a text file to learn one from, or auto or none.",
+            fields={"language": f"there is no file {path}"},
+        )
+    return open_characters(path)
 
 
 def _pair(values: Any) -> tuple[float, float]:

@@ -5,7 +5,6 @@ A row that cannot be used is reported with its name and left out; the rest is us
 
 import hashlib
 import json
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.alignment.pages import rows_of_aligned_pages
 from fastsd_helpers.trocr.ground_truth.objects import rows_of_objects
 from fastsd_helpers.trocr.ground_truth.pairs import rows_of_pairs
@@ -32,7 +32,6 @@ from fastsd_helpers.trocr.pages.inputs import gather
 
 __all__ = ["LabelledLine", "LineSet", "align_lines", "group_of", "read_lines", "with_files", "write_table"]
 
-logger = logging.getLogger("fastsd_helpers")
 
 # What the Hub and others call the parts of a divided set, and the part each is.
 _PARTS = {

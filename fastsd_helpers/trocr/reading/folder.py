@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -36,8 +35,6 @@ __all__ = [
     "read_folder",
     "rows_to_bytes",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 FORMATS = ("txt", "json", "csv", "jsonl")
 _PART = 256

@@ -24,8 +24,8 @@ from fastsd_helpers.processes import (
 )
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.pages.inputs import count_files
-from fastsd_helpers.trocr.reading.reader import ReadConfig
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr.reading.settings import ReadConfig
 from fastsd_helpers.trocr.reading.transcription import ENOUGH
 
 __all__ = [

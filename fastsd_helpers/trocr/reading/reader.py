@@ -1,121 +1,37 @@
 """Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.model_lookup import LANGUAGE
-from fastsd_helpers.options import check, option
-from fastsd_helpers.trocr.ground_truth.labels import TEXT_SUFFIXES, texts_of
-from fastsd_helpers.trocr.language.allowed_characters import banned_tokens, parse_characters
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.trocr.language.allowed_characters import banned_tokens
 from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
-from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters, open_characters
+from fastsd_helpers.trocr.language.ngram import CharacterModel, open_language
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
 from fastsd_helpers.trocr.model.line import Alternative, Line, Token
 from fastsd_helpers.trocr.model.search import Found, beam_search, find_loop, greedy_search, unlooped
 from fastsd_helpers.trocr.model.torch_engine import TorchEngine
 from fastsd_helpers.trocr.pages.inputs import Item, gather
+from fastsd_helpers.trocr.reading.settings import ReadConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DEMO_READER", "OWN_READER", "ReadConfig", "Reader", "choose_reader"]
+__all__ = ["Reader"]
 
-logger = logging.getLogger("fastsd_helpers")
-
-OWN_READER = "trocr-base-handwritten"
-DEMO_READER = "demo-reader"
 _WINDOW = 8  # batches that are opened together, so that lines of like length can be put into one batch
 _BATCH_ON_CPU = 8
 _BATCH_ON_GPU = 64
 _OPENERS = 4  # threads that open and resize images; PIL lets go of the interpreter's lock for both
-
-
-@dataclass(frozen=True)
-class ReadConfig:
-    """Settings for reading lines."""
-
-    beams: int = option(
-        1,
-        help="beam width: candidate texts kept per step; 1 is greedy decoding, 4 is a little more accurate and slower",
-        low=1,
-        high=16,
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
-        "auto",
-        help=(
-            "precision: dtype of weights and computation; int8 needs the package openvino on a CPU, bitsandbytes on a "
-            "GPU"
-        ),
-    )
-    n_best: int = option(
-        1,
-        help=(
-            "n-best: the likeliest texts of each line that are kept, with their log-probabilities (json, jsonl); the "
-            "beam width is at least this"
-        ),
-        low=1,
-        high=16,
-    )
-    language: str = option(
-        "auto",
-        help=(
-            "language model (character n-gram, shallow fusion): its file, or a text file or folder to learn it from; "
-            "auto: the recognition model's own, if it has one; or none"
-        ),
-    )
-    min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
-    max_new_tokens: int | None = option(
-        None,
-        help="maximum number of tokens per line; default: the checkpoint's own, else 128",
-        low=1,
-        high=1024,
-        advanced=True,
-    )
-    loop_guard: bool = option(True, help="repetition guard: read a line again if the model repeats itself endlessly")
-    allowed_characters: str = option(
-        "",
-        help=(
-            "characters that may be written, ranges as 0-9: for numbers 0-9.,/ (vocabulary mask); default: all of the "
-            "model's"
-        ),
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="device to compute on", advanced=True)
-    batch_size: int | None = option(
-        None,
-        help="batch size: lines read together; default: 8 on a CPU and up to 64 on a GPU",
-        low=1,
-        high=1024,
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        low, high = self.min_new_tokens, self.max_new_tokens
-        crossed = isinstance(low, int) and isinstance(high, int) and low > high
-        check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
-        parse_characters(self.allowed_characters)
-
-    @property
-    def beam_width(self) -> int:
-        """How many beginnings of a line are kept: so many as are asked for in the end, at least."""
-        return max(self.beams, self.n_best)
-
-
-def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
-    """Choose the reader: (key, folder or Hub id; why)."""
-    if wanted != "auto":
-        return wanted, "as asked"
-    if own_pictures:
-        return OWN_READER, "made for handwriting, and of the middle size"
-    return DEMO_READER, "small, built in, and made for these samples"
 
 
 class _Taken(NamedTuple):
@@ -201,7 +117,7 @@ class Reader:
             size = self.checkpoint.config["decoder"].get("vocab_size", len(self.checkpoint.tokenizer))
             self._banned = banned_tokens(self.checkpoint.tokenizer, size, allowed_characters, self.limits.eos)
         # What lines are read with: nothing, or a language model; it helps to search, or to choose from what was found.
-        self.language = _open_language(language, self.checkpoint)
+        self.language = open_language(language, own=self.checkpoint.folder / LANGUAGE)
         self._fusion = self._make_fusion()
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
@@ -223,7 +139,7 @@ class Reader:
         """
         other = copy.copy(self)
         other.settings = replace(self.settings, beams=beams, n_best=n_best)
-        other.language = _open_language(language, self.checkpoint)
+        other.language = open_language(language, own=self.checkpoint.folder / LANGUAGE)
         other._fusion = other._make_fusion()
         return other
 
@@ -449,24 +365,6 @@ class Reader:
         patch = encoder.get("patch_size", 16)
         down, across = patch if isinstance(patch, (list, tuple)) else (patch, patch)
         return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
-
-
-def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint) -> CharacterModel | None:
-    if isinstance(wanted, CharacterModel):
-        return wanted
-    own = checkpoint.folder / LANGUAGE
-    if wanted == "none" or (wanted == "auto" and not own.is_file()):
-        return None
-    path = own if wanted == "auto" else Path(wanted).expanduser()
-    if str(wanted) and (path.is_dir() or (path.is_file() and path.suffix.lower() in TEXT_SUFFIXES)):
-        return learn_characters(texts_of([path]))
-    if not path.is_file():
-        raise SettingsError(
-            f"There is no language model {path}.",
-            "Give a text file to learn one from, or auto or none.",
-            fields={"language": f"there is no file {path}"},
-        )
-    return open_characters(path)
 
 
 def _make_engine(checkpoint: Checkpoint) -> Any:

@@ -6,7 +6,6 @@ another model too. What was corrected is a dataset to learn from.
 
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastsd_helpers import demo
 from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted, SessionDamaged
 from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather, gather_share
@@ -23,7 +23,6 @@ from fastsd_helpers.trocr.pages.page_reader import cut_lines, open_detector
 from fastsd_helpers.trocr.reading.browser_uploads import Uploaded, unpack_upload
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, group_of, read_lines
 from fastsd_helpers.trocr.reading.folder import rows_to_bytes
-from fastsd_helpers.trocr.reading.reader import DEMO_READER, OWN_READER, ReadConfig, choose_reader
 from fastsd_helpers.trocr.reading.rows import (
     SavedLine,
     as_jsonl,
@@ -38,13 +37,12 @@ from fastsd_helpers.trocr.reading.rows import (
     runs_of,
     unread_row,
 )
+from fastsd_helpers.trocr.reading.settings import DEMO_READER, OWN_READER, ReadConfig, choose_reader
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine", "choose_reader"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
 _BLOCK = 5  # neighbouring lines of a single page that are held out together

@@ -1,17 +1,15 @@
 """The checkpoints of a fine-tuning, as transformers' trainer writes them: which is complete, and its weights."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.inert import require_inert
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.checkpoint import load_weights
 
 __all__ = ["copy_weights", "last_whole_checkpoint"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def copy_weights(folder: str, model: Any) -> None:

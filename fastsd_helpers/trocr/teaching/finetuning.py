@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import math
 import shutil
 import threading
@@ -26,7 +25,7 @@ from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, Sett
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import to_values
 from fastsd_helpers.processes import Ranks, require_share, watched_over, world_here
-from fastsd_helpers.runtime import load_peft
+from fastsd_helpers.runtime import load_peft, logger
 from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.model.checkpoint import (
     PICTURES,
@@ -65,8 +64,6 @@ __all__ = [
     "finished_result",
     "split_lines",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _RESULT = "result.json"
 _LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk

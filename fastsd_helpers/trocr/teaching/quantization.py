@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fastsd_helpers import demo
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.model_lookup import GRAPHS
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.checkpoint import open_checkpoint
 from fastsd_helpers.trocr.model.openvino_engine import write_graphs
 from fastsd_helpers.trocr.pages.inputs import gather
@@ -24,8 +24,6 @@ from fastsd_helpers.trocr.teaching.hub_upload import card_head
 from fastsd_helpers.trocr.teaching.metrics import line_errors
 
 __all__ = ["QuantizeResult", "Trial", "choose_trial", "quantize"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _CALIBRATION_LINES = 128
 _SAME = 0.002  # below a fifth of a point of difference the faster one is taken

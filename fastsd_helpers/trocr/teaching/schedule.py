@@ -1,16 +1,14 @@
 """The settings of fine-tuning a model, what is chosen for those that were left alone, and which lines are held out."""
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 
 __all__ = ["FineTuneConfig", "Schedule", "choose_schedule", "split_lines"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FEW_PARAMETERS = 20_000_000
 _NOISE_OF_SMALL = 0.3

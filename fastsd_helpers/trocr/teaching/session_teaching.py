@@ -7,7 +7,6 @@ there and stays: a stopped run goes on with just that, whatever was corrected si
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os.path
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_writable, write_atomic
 from fastsd_helpers.options import options_of, to_values
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.labels import texts_of
 from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines, with_files
 from fastsd_helpers.trocr.reading.session import ReadingSession
@@ -28,7 +28,6 @@ from fastsd_helpers.trocr.teaching.progress import JOURNAL, TeachingNews
 
 __all__ = ["Taught", "TeachingRun", "choose_run", "divide", "open_run", "taught_reader"]
 
-logger = logging.getLogger("fastsd_helpers")
 
 _LINES, _RUNS = "lines.json", "fine-tuned"
 

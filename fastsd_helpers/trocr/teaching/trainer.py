@@ -1,7 +1,6 @@
 """The trainer of a reader: transformers' Seq2SeqTrainer, with the lines as it takes them."""
 
 import functools
-import logging
 import math
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.device import Device, describe_device
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.processes import Ranks
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.trocr.teaching.checkpoints import copy_weights
 from fastsd_helpers.trocr.teaching.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.teaching.training_lines import TrainingLines
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from fastsd_helpers.trocr.teaching.schedule import FineTuneConfig, Schedule
 
 __all__ = ["StoppedHere", "make_trainer"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MOST_MEASUREMENTS = 10
 

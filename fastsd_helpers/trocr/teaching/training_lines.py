@@ -1,9 +1,9 @@
 """The lines of a fine-tuning: those that can be learned, as its trainer takes them."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint
 from fastsd_helpers.trocr.model.vocabulary import comes_back
 from fastsd_helpers.trocr.pages.inputs import gather
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fastsd_helpers.trocr.teaching.schedule import FineTuneConfig
 
 __all__ = ["TrainingLines", "drop_unfitting", "drop_unreadable", "label_ids"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
