@@ -232,7 +232,7 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _strips(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """`left @ right`, float32, a few rows at a time: which they are, and their values until the next ones are asked for."""
+    """`left @ right`, a few rows at a time: which they are, and their float32 values, until the next are asked for."""
     (height, rank), width = left.shape, right.shape[1]
     rows = min(height, max(_STRIP_ROWS, _ALONE // max(1, rank * width)))
     columns = max(16, (_ALONE if rows > 1 else _ALONE_IN_A_ROW) // max(1, rows * rank))
