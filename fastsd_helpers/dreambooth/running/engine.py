@@ -16,7 +16,7 @@ from typing import Any
 
 from fastsd_helpers.device import name_arithmetic
 from fastsd_helpers.dreambooth.dataset.advice import advise
-from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
+from fastsd_helpers.dreambooth.dataset.buckets import bucket_info, bucket_lines
 from fastsd_helpers.dreambooth.prior.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
@@ -261,6 +261,7 @@ class _Run:
         """Sort the images into buckets; the plan says which goes where where that is not plain."""
         dataset, sort = self.start.dataset, self.context.sort
         train, held_out = sort(dataset.train), sort(dataset.held_out)
+        self.context.bucket_info = bucket_info(train)
         records = [bucket.to_record() for bucket in train], [bucket.to_record(held_out=True) for bucket in held_out]
         lines = bucket_lines(train, held_out, batch_size=self.config.batch_size)
         self.plan = replace(self.plan, buckets=(*records[0], *records[1]), bucket_lines=tuple(lines))
@@ -449,6 +450,7 @@ class _Run:
             "loss": judged,
             "best": self.best,
             "samples_owed": self.samples.owed,
+            "bucket_info": self.context.bucket_info,
             **rest,
         }
         spare_bytes = self.plan.spare_bytes(leg.stage, last=step == leg.end, gives_back=self.store.gives_back)
