@@ -21,10 +21,11 @@ _FIELDS = {
     "extension": "'extensions'",
     "lowram": "'--lowram' in 'extra args'",  # the web UI's own
 }
-# Where a flag's advice is another one in a notebook.
+# Where a flag's advice, or a terminal's, is another one in a notebook.
 _PHRASES = (
     (r"if you are sure that it no longer runs, add --take-over", "or run this cell again two minutes after it is gone"),
     (r"start again with --restart", f"choose 'start over' {_TRAINING}"),
+    (r"Train again with the same session to resume", "Run the training cell again to resume, in a new kernel too"),
     (r"--take-over", "running this cell again two minutes after the other run is gone"),
 )
 _COMMANDS = "bench controlnet convert demo doctor dreambooth inspect install models playground trocr tunnel webui"
@@ -118,10 +119,10 @@ def for_notebook(text: str) -> str:
     Args:
         text: a message as the command line has it.
     """
-    if "--" not in text and "`" not in text and "fastsd " not in text:
-        return text
     for pattern, words in _PHRASES:
         text = re.sub(pattern, words, text)
+    if "--" not in text and "`" not in text and "fastsd " not in text:
+        return text
     text = _COMMAND.sub(_as_cell, text)
     text = re.sub(r"`([a-z]+)`", lambda found: _PARTS.get(found[1], found[0]), text)
     parts, place = [], 0

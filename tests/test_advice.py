@@ -158,6 +158,8 @@ def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
     said: list[str] = []
     train(settings, small_session, report=lambda progress: said.append(progress.message))
     assert "5 of your own class images." in said
+    assert "prior preservation, because there is a class prompt: prior_weight 1.0" in said
+    assert f"class images: your own, 5 in {place}" in said
     assert content(tmp_path / "dogs") == before
     sizes = {Image.open(path).size for path in small_session.class_images.rglob("*.png")}
     assert sizes == {(64, 64)}

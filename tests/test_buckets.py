@@ -1,6 +1,7 @@
 """Aspect-ratio buckets: sizes, sorting, what is cut, what is said, and training on images of several shapes."""
 
 import itertools
+import json
 import math
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fastsd_helpers.dreambooth import DreamBoothConfig
 from fastsd_helpers.dreambooth.dataset.buckets import (
+    bucket_info,
     bucket_lines,
     bucket_sizes,
     choose_size,
@@ -405,6 +407,43 @@ def test_a_run_with_several_resolutions_and_shapes_that_was_stopped_ends_with_th
     whole = learned(shapes_session)
     train_in_pieces(asked, shapes_session, [("unet", 2), ("unet", 4)], restart=True)
     assert same(learned(shapes_session), whole)
+
+
+def test_buckets_are_told_as_kohyas_scripts_tell_them_and_a_square_is_none() -> None:
+    sizes = [("a", (1000, 1000)), ("b", (800, 1200)), ("c", (832, 1216)), ("d", (1024, 1024))]
+    info = bucket_info(sort_sizes([(*each, (0.5, 0.5)) for each in sizes], (1024,), 64))
+    assert info["buckets"] == {
+        "0": {"resolution": [832, 1216], "count": 2},
+        "1": {"resolution": [1024, 1024], "count": 2},
+    }
+    assert info["mean_img_ar_error"] == pytest.approx((832 / 1216 - 800 / 1200) / 4)
+    assert bucket_info(sort_sizes([("a", (900, 1000), (0.5, 0.5))], (64,), 64)) == {}
+
+
+def test_a_lora_file_says_in_which_buckets_it_was_trained_at_the_end_and_when_it_is_exported(
+    small_base, shapes_session, tmp_path, no_fsync, monkeypatch
+):
+    from dreambooth_runs import config_for, draw_quickly
+
+    from fastsd_helpers.checkpoints.formats.sources import open_file
+    from fastsd_helpers.dreambooth import export, train
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig
+
+    draw_quickly(monkeypatch)
+    asked = config_for(small_base, method="lora", lora_rank=1, resolution=128, text_encoder_steps=0, unet_steps=1)
+    made = train(asked, shapes_session).path
+    again = export(ExportConfig(format="lora", out=str(tmp_path / "x.safetensors")), shapes_session).path
+    said = []
+    for path in (made, again):
+        source = open_file(path)
+        said.append(json.loads(source.metadata["ss_bucket_info"]))
+        source.close()
+    assert said[0] == said[1]
+    sizes = {tuple(bucket["resolution"]): bucket["count"] for bucket in said[0]["buckets"].values()}
+    dataset = load_dataset(shapes_session)
+    assert sizes == {bucket.size: len(bucket.places) for bucket in sort_into_buckets(dataset.train, (128,), 64)}
+    assert len(sizes) > 1
+    assert said[0]["mean_img_ar_error"] >= 0
 
 
 def test_a_dry_run_counts_the_memory_of_the_largest_size_and_the_time_of_all(small_base, shapes_session):

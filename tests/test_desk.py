@@ -99,12 +99,12 @@ def test_what_is_missing_is_said_with_the_cells_to_run(names: list[str], sentenc
 # ------------------------------------------------------------------------------------------------- the kernel
 
 
-def run_cells(cells: list[str], folder: Path) -> Any:
+def run_cells(cells: list[str], folder: Path, *, allow_errors: bool = True) -> Any:
     """Run cells in one kernel, going on after those that fail."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(
-        notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=300, allow_errors=allow_errors, resources={"metadata": {"path": str(folder)}}
     ).execute()
     return notebook
 
@@ -145,6 +145,23 @@ def test_in_a_kernel_a_cell_without_its_predecessor_says_which_one_to_run(tmp_pa
     assert shown[6] == "✗ Run cell 3b first: it makes `pictures`."
     assert "ZeroDivisionError" in shown[7]
     assert shown[8] == ""
+
+
+@pytest.mark.notebook
+def test_a_stop_is_said_in_plain_words_without_the_box_of_an_error_and_run_all_ends_there(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    hint = "Train again with the same session to resume."
+    stopped = f"raise Interrupted('Stopped at unet step 5 of 9; everything is saved.', {hint!r})"
+    cells = [f"import fastsd_helpers.forms\nfrom fastsd_helpers.errors import Interrupted\n{stopped}", "print('on')"]
+    notebook = run_cells(cells, tmp_path)
+    (said,) = notebook.cells[0].outputs
+    assert (said["output_type"], said["name"]) == ("stream", "stdout")
+    assert said["text"] == (
+        "Stopped at unet step 5 of 9; everything is saved.\n"
+        "Run the training cell again to resume, in a new kernel too.\n"
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="Stopped at unet step 5"):
+        run_cells(cells, tmp_path, allow_errors=False)
 
 
 @pytest.mark.notebook

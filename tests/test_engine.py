@@ -144,6 +144,55 @@ def test_a_stopped_run_goes_on_to_the_same_bits(small_base, undrawn, tmp_path, s
     assert (resumed.loss_before, resumed.loss_after) == (whole.loss_before, whole.loss_after)
 
 
+@pytest.mark.numeric
+def test_a_stop_is_heard_between_the_denoising_steps_of_samples_and_of_before_and_after(
+    small_base, small_session, tmp_path, monkeypatch
+) -> None:
+    from dreambooth_runs import config_for, learned, same
+
+    from fastsd_helpers.dreambooth.results import finishing
+    from fastsd_helpers.dreambooth.training import sampling
+
+    settings = config_for(small_base, text_encoder_steps=0, unet_steps=3, sample_every=2)
+    drawn, asked, stop_in = sampling.draw_pictures, [], ""
+
+    def draw(*args, stopped, **options):
+        row = "before-after" if "after_step" in options else "sample"
+
+        def ask() -> bool:
+            asked.append(row)
+            if (row, len(asked)) == (stop_in, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stopped()
+
+        return drawn(*args, stopped=ask, **options | {"steps": 4})
+
+    for module in (finishing, sampling):
+        monkeypatch.setattr(module, "draw_pictures", draw)
+    whole = train(settings, small_session)
+    picture = small_session.samples / "unet-000002.png"
+    kept, tensors = picture.read_bytes(), learned(small_session)
+    picture.unlink()
+    asked, stop_in = [], "sample"
+    with pytest.raises(Interrupted, match="Stopped at unet step 2 of 3; everything is saved"):
+        train(settings, small_session, restart=True)
+    assert asked == ["sample"] * 3, "no denoising step was made after the signal"
+    assert not picture.exists()
+    asked, stop_in = [], ""
+    resumed = train(settings, small_session)
+    assert (resumed.first_step, picture.read_bytes()) == (2, kept)
+    assert same(learned(small_session), tensors)
+    assert (resumed.loss_before, resumed.loss_after) == (whole.loss_before, whole.loss_after)
+    file = resumed.path.rename(tmp_path / resumed.path.name)
+    asked, stop_in = [], "before-after"
+    with pytest.raises(Interrupted, match="Stopped after the last step, while the images before and after"):
+        train(settings, small_session)
+    assert len(asked) == 3
+    stop_in = ""
+    finished = train(settings, small_session)
+    assert (changed(file, finished.path), finished.first_step) == (set(), 3)
+
+
 def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small_session) -> None:
     from dreambooth_runs import config_for, stop_at
 

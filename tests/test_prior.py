@@ -76,7 +76,9 @@ def test_a_stop_while_class_pictures_are_drawn_keeps_those_that_are_there(
     with pytest.raises(Interrupted, match="Stopped after 0 of 6 class images; they are kept"):
         train(settings, small_session, report=report)
     drawing = class_images.ClassDrawing.fill
-    answers = iter([False, True])
+    # The first group of four is asked about before its three denoising steps, and before each image is decoded.
+    answers = iter([False] * (3 + 4) + [False, True])
+    monkeypatch.setattr(class_images, "_STEPS", 3)
     monkeypatch.setattr(
         class_images.ClassDrawing,
         "fill",
@@ -84,6 +86,7 @@ def test_a_stop_while_class_pictures_are_drawn_keeps_those_that_are_there(
     )
     with pytest.raises(Interrupted, match="Stopped after 4 of 6"):
         train(settings, small_session)
+    assert next(answers, None) is None, "it ended within the second group, before its second step"
     assert len(class_files(small_session)) == 4
 
 

@@ -404,8 +404,9 @@ def test_a_model_that_does_not_say_what_it_predicts_is_asked_about(bases, sessio
 
 
 def test_velocity_is_never_trained_as_noise(bases, session) -> None:
-    with pytest.raises(SettingsError, match=r"is epsilon, but .* says v_prediction"):
+    with pytest.raises(SettingsError, match=r"is epsilon, but .* says v_prediction") as caught:
         plan(settings_for(bases["sdxl-v"], prediction_type="epsilon"), session)
+    assert "of a file, fastsd convert makes one" in caught.value.hint, "a single file has no scheduler_config.json"
     with pytest.raises(SettingsError, match="ends the noise schedule in pure noise"):
         plan(settings_for(bases["sdxl"], zsnr=True), session)
     assert plan(settings_for(bases["sdxl-v"]), session).config.zsnr is True

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from forked import START_TOGETHER, ForkServer, free_port
 from fastsd_helpers import launching
 from fastsd_helpers.dreambooth import train
 from fastsd_helpers.dreambooth.running import processes
+from fastsd_helpers.dreambooth.running.following import follow
 from fastsd_helpers.dreambooth.running.processes import choose_processes
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import SettingsError, TrainingFailed
+from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
+from fastsd_helpers.processes import LOST, Ranks
 from fastsd_helpers.sessions import Session, local_holder
 
 pytest.importorskip("accelerate")
@@ -140,6 +144,24 @@ def test_processes_that_cannot_share_the_steps_are_refused_before_anything_is_lo
     assert code == 2
     assert "processes (--processes) is 3, and each optimizer step of this run has 2 forward passes" in answer["error"]
     assert "Choose 1 or 2" in answer["hint"]
+
+
+@pytest.mark.parametrize(("asked", "kind"), [(True, Interrupted), (False, TrainingFailed)])
+def test_who_waits_for_the_first_one_which_ends_as_it_was_asked_to_was_stopped_too(asked: bool, kind: type) -> None:
+    # What the first one shares: that there is nothing to train along with, and then nothing more, for it has ended.
+    shared: list[Any] = [types.SimpleNamespace(finished=True)]
+
+    class Follower(Ranks):
+        def share(self, make: Any) -> Any:
+            if shared:
+                return shared.pop()
+            raise TrainingFailed(f"{LOST}.")
+
+    stop = threading.Event()
+    if asked:
+        stop.set()
+    with pytest.raises(kind):
+        follow(Follower(), None, stop)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------ how many there are

@@ -223,3 +223,19 @@ def test_a_file_says_what_it_predicts_or_the_folder_of_it_does_not(tmp_path, key
     convert(path, tmp_path / "folder")
     schedule = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
     assert ("prediction_type" in schedule) is told
+
+
+def test_what_diffusers_would_take_is_not_said_of_a_file_that_is_asked_about_before_it_is_trained(
+    tmp_path, monkeypatch, caplog
+):
+    from types import SimpleNamespace
+
+    from fastsd_helpers.checkpoints.converter import _unsaid
+
+    notes = (_unsaid("sdxl", None), "The widths match no published model.")
+    monkeypatch.setattr(single_files, "_look", lambda file: ("sdxl", WORDS))
+    monkeypatch.setattr(single_files, "_packaged", lambda family, words: tmp_path)
+    monkeypatch.setattr(single_files, "convert", lambda *_, **__: SimpleNamespace(notes=notes))
+    with caplog.at_level(logging.WARNING, "fastsd_helpers"):
+        single_files.make_base(tmp_path / "silent.safetensors", tmp_path / "folder")
+    assert [record.getMessage() for record in caplog.records] == [f"silent.safetensors: {notes[1]}"]

@@ -391,7 +391,10 @@ def resolve_settings(
     rates, reason = choose_rates(spec, config.method)
     resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
-    resolved = _fill(resolved, choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
+    prior = choose_prior(resolved)
+    if resolved.class_folder:  # as many as there are in it, which is said where they are counted
+        resolved = _fill(resolved, {"class_images": prior.pop("class_images", None)}, "", reasons)
+    resolved = _fill(resolved, prior, "prior preservation, because there is a class prompt", reasons)
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.errors import Interrupted, SettingsError
 from fastsd_helpers.runtime import in_notebook
+from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "MAKERS",
@@ -187,9 +188,10 @@ def untick(settings: type, **values: Any) -> None:
 
 
 def attend_errors() -> None:
-    """In a notebook: a cell that lacks what another cell makes says which one to run; every other error is as it was.
+    """In a notebook: a cell that lacks what another cell makes says which one to run, and one that was stopped says so.
 
-    The cell fails all the same, so that "Run all" stops there.
+    A stop is what somebody asked for: plain words, and no box of an error. Every other error is as it was. The cell
+    fails all the same, so that "Run all" stops there.
     """
     if not in_notebook():
         return
@@ -202,13 +204,18 @@ def attend_errors() -> None:
         if before and isinstance(error, before):
             handler_before(kind, error, trace, tb_offset=tb_offset)
             return
+        if isinstance(error, Interrupted):
+            shell._last_traceback = [for_notebook(str(error))]  # what the kernel answers for the cell
+            sys.stdout.write(f"{shell._last_traceback[0]}\n")
+            sys.stdout.flush()
+            return
         sentence = _sentence(error, trace, shell.user_ns)
         if sentence:
             # What IPython asks an error for before it prints a traceback.
             error._render_traceback_ = lambda: [sentence]  # type: ignore[attr-defined]
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
-    shell.set_custom_exc((*before, NameError), explain)
+    shell.set_custom_exc((*before, NameError, Interrupted), explain)
     shell.CustomTB.__func__.of_fastsd = True
 
 

@@ -106,7 +106,7 @@ def put_in() -> None:
         )
         return CheckpointFile(dst, sha256_of(dst), dst.stat().st_size, 1)
 
-    def draw(session: Any, *_rest: Any) -> Path:
+    def draw(session: Any, *_rest: Any, **_options: Any) -> Path:
         session.samples.mkdir(exist_ok=True)
         path = session.samples / "before-after.png"
         path.write_bytes(b"picture")

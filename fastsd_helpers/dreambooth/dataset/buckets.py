@@ -21,6 +21,7 @@ __all__ = [
     "LONGEST",
     "Bucket",
     "Place",
+    "bucket_info",
     "bucket_lines",
     "bucket_sizes",
     "choose_size",
@@ -132,6 +133,20 @@ def size_of(image: PreparedImage) -> tuple[int, int]:
             return picture.size
     except PictureProblem as err:
         raise DatasetError(f"{image.path.name} {err.problem}.", "Prepare the images again.") from err
+
+
+def bucket_info(buckets: Sequence[Bucket]) -> dict[str, Any]:
+    """What a LoRA file of kohya's scripts says of buckets, as its `ss_bucket_info`; nothing of one square.
+
+    `mean_img_ar_error` is how far the images' width / height is from their buckets', on average.
+    """
+    if len(buckets) == 1 and buckets[0].width == buckets[0].height:
+        return {}
+    shapes = [(bucket.size, place.size) for bucket in buckets for place in bucket.places]
+    errors = [abs(own[0] / own[1] - image[0] / image[1]) for own, image in shapes]
+    sizes = [{"resolution": list(bucket.size), "count": len(bucket.places)} for bucket in buckets]
+    numbered = {str(number): size for number, size in enumerate(sizes)}
+    return {"buckets": numbered, "mean_img_ar_error": sum(errors) / len(errors)}
 
 
 def bucket_lines(train: Sequence[Bucket], held_out: Sequence[Bucket] = (), *, batch_size: int) -> list[str]:

@@ -113,7 +113,7 @@ class ClassDrawing:
             autocast: in which dtype to draw.
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
-            stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
+            stopped: asked between denoising steps; true ends the drawing, and what is drawn stays.
             dtype: torch dtype of the denoiser's weights; None for float32.
             ranks: the processes that draw together, each its groups; the first one writes.
 
@@ -134,18 +134,17 @@ class ClassDrawing:
                 networks = self._load(device, prepare, dtype)
             groups = sorted({number - number % _GROUP for number in missing})
             for begin in range(0, len(groups), ranks.size):
-                if ranks.any(stopped()):
+                own = groups[begin : begin + ranks.size][ranks.rank : ranks.rank + 1]
+                with autocast():
+                    mine = self._draw_groups(own, networks, device, stopped)
+                shares = ranks.gather(mine)
+                drawn = {number: picture for share in shares for number, picture in (share or {}).items()}
+                found |= ranks.share(lambda: self._write(drawn, missing))  # noqa: B023 - called at once
+                if None in shares:
                     raise Interrupted(
                         f"Stopped after {len(found)} of {self.count} class images; they are kept.",
                         "Train again with the same session to resume.",
                     )
-                drawn: dict[int, Any] = {}
-                for first in groups[begin : begin + ranks.size][ranks.rank : ranks.rank + 1]:
-                    with autocast():
-                        pictures = self._draw(range(first, first + _GROUP), networks, device)
-                    drawn |= {first + place: picture for place, picture in enumerate(pictures)}
-                drawn = {number: picture for each in ranks.gather(drawn) for number, picture in each.items()}
-                found |= ranks.share(lambda: self._write(drawn, missing))  # noqa: B023 - called at once
         return tuple(
             PreparedImage(found[number], "", self.prompts[number % len(self.prompts)]) for number in range(self.count)
         )
@@ -161,7 +160,22 @@ class ClassDrawing:
         del encoders
         return prepare(base.load(base.family.denoiser, dtype)), prepare(base.load("vae")), text
 
-    def _draw(self, numbers: range, networks: tuple[Any, Any, Any], device: Any) -> list[Any]:
+    def _draw_groups(
+        self, groups: list[int], networks: tuple[Any, Any, Any], device: Any, stopped: Callable[[], bool]
+    ) -> dict[int, Any] | None:
+        """Number -> image of groups, by their first numbers; None when `stopped` ended it, which all processes hear."""
+        drawn: dict[int, Any] = {}
+        try:
+            for first in groups:
+                pictures = self._draw(range(first, first + _GROUP), networks, device, stopped)
+                drawn |= {first + place: picture for place, picture in enumerate(pictures)}
+        except Interrupted:
+            return None
+        return drawn
+
+    def _draw(
+        self, numbers: range, networks: tuple[Any, Any, Any], device: Any, stopped: Callable[[], bool]
+    ) -> list[Any]:
         unet, vae, text = networks
         return draw_pictures(
             self.base,
@@ -174,6 +188,7 @@ class ClassDrawing:
             steps=_STEPS,
             guidance=self.guidance,
             device=device,
+            stopped=stopped,
         )
 
     def _seed_of(self, number: int) -> int:

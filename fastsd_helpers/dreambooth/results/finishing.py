@@ -1,14 +1,16 @@
 """The end of a run: samples, before and after, the verified checkpoint file and its model card."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.results import learned
 from fastsd_helpers.dreambooth.results.curves import plot_losses
-from fastsd_helpers.dreambooth.results.image_budget import FULL, Drawing, Teller
+from fastsd_helpers.dreambooth.results.image_budget import FULL, Drawing, PictureBudget, Teller
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.sampling import (
@@ -19,17 +21,16 @@ from fastsd_helpers.dreambooth.training.sampling import (
     save_picture,
 )
 from fastsd_helpers.dreambooth.training.stages import StageTrainer, TrainingContext
+from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import to_values
 from fastsd_helpers.runtime import versions
 from fastsd_helpers.sessions import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fastsd_helpers.dreambooth.resume import CheckpointStore
 
-__all__ = ["TrainResult", "draw_sample", "finish_run", "finished_result", "require_room"]
+__all__ = ["Samples", "TrainResult", "draw_sample", "finish_run", "finished_result", "require_room"]
 
 _SAMPLE_SEEDS = (11, 12, 13, 14)
 
@@ -64,10 +65,60 @@ def require_room(store: "CheckpointStore", needed: int) -> None:
     store.require_room(needed, what="the finished file", then=then)
 
 
+class Samples:
+    """The sample images of a run, drawn between its steps.
+
+    Args:
+        session: of the run.
+        context: of the run.
+        budget: what its time allows.
+        asked: they were asked for, so they are drawn in full.
+        say: gets a sentence for the user.
+
+    Attributes:
+        owed: whether a stop cut those of the last step short, so that the run that resumes draws them.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        context: TrainingContext,
+        budget: PictureBudget,
+        *,
+        asked: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._session, self._context, self._budget, self._asked, self._say = session, context, budget, asked, say
+        self._said_none = False
+        self.owed = False
+
+    def draw(self, trainer: StageTrainer, step: int, stopped: Callable[[], bool]) -> None:
+        """Draw with the model as it is after a step; what `stopped` cuts short is owed."""
+        drawing = FULL if self._asked else self._budget.sample()
+        if drawing is not None:
+            self.owed = True
+            with contextlib.suppress(Interrupted):  # the loop asks too, and saves: with all processes together
+                draw_sample(self._session, self._context, trainer, step, drawing, stopped=stopped)
+                self.owed = False
+        elif not self._said_none:
+            self._said_none = True
+            self._say("No sample images during training: generating them would take longer than this short training.")
+
+
 def draw_sample(
-    session: Session, context: TrainingContext, trainer: StageTrainer, step: int, drawing: Drawing = FULL
+    session: Session,
+    context: TrainingContext,
+    trainer: StageTrainer,
+    step: int,
+    drawing: Drawing = FULL,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Draw the training prompts with the model as it is; writes samples/{stage}-{step}.png."""
+    """Draw the training prompts with the model as it is; writes samples/{stage}-{step}.png.
+
+    Raises:
+        Interrupted: `stopped` said so; nothing is written.
+    """
     import torch
 
     prompts = sample_prompts(context, drawing.pictures)
@@ -85,6 +136,7 @@ def draw_sample(
             seeds=_SAMPLE_SEEDS[: len(prompts)],
             steps=drawing.steps,
             device=context.device,
+            stopped=stopped,
         )
     path = session.samples / f"{trainer.stage}-{step:06d}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
@@ -92,9 +144,19 @@ def draw_sample(
 
 
 def draw_before_and_after(
-    session: Session, context: TrainingContext, label: str, say: "Callable[[str], None]", drawing: Drawing = FULL
+    session: Session,
+    context: TrainingContext,
+    label: str,
+    say: Callable[[str], None],
+    drawing: Drawing = FULL,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
+    """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png.
+
+    Raises:
+        Interrupted: `stopped` said so; nothing is written.
+    """
     prompts = sample_prompts(context, drawing.pictures)
     pictures = "one image" if len(prompts) == 1 else f"{len(prompts)} images"
     say(f"Generating images before and after: {pictures} each, {drawing.steps} denoising steps ...")
@@ -102,6 +164,7 @@ def draw_before_and_after(
         "seeds": _SAMPLE_SEEDS[: len(prompts)],
         "steps": drawing.steps,
         "after_step": Teller(say, "before and after", 2 * drawing.steps),
+        "stopped": stopped,
     }
     vae = context.base.load("vae").to(context.device)
     asked, rows = [context.as_shown(prompt) for prompt in prompts], []
@@ -148,11 +211,20 @@ def finish_run(
     more: int,
     judged_from: int = 0,
     drawing: Drawing = FULL,
-    say: "Callable[[str], None]",
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Make the images, the file and the card; the session records them only when the file was read back."""
+    """Make the images, the file and the card; the session records them only when the file was read back.
+
+    Raises:
+        Interrupted: `stopped` said so while the images were generated. The steps are done and saved.
+    """
     label = run_label(run, more)
-    grid = draw_before_and_after(session, context, label, say, drawing)
+    try:
+        grid = draw_before_and_after(session, context, label, say, drawing, stopped=stopped)
+    except Interrupted as err:
+        problem = "Stopped after the last step, while the images before and after were generated; everything is saved."
+        raise Interrupted(problem, err.hint) from None
     loss_plot = plot_losses(history, held_out, session.logs / f"loss{label}.png", label=context.held_out_label)
     write = learned.export_lora if config.method == "lora" else learned.export_run
     suffix = "-lora" if config.method == "lora" else ""

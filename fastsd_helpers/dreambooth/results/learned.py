@@ -149,6 +149,7 @@ def open_learned(
             if role in generation.roles:
                 context.trained[stage] = generation.load(role)
         context.prompts = list(generation.record["prompts"])
+        context.bucket_info = generation.record.get("bucket_info") or {}
         context.prompt_of = list(range(len(context.prompts)))
     return context, choice.stage, choice.step
 
@@ -294,5 +295,11 @@ def export_lora(
         )
     _refuse_existing(dst, overwrite)
     return write_lora_file(
-        dst, context.trained_parts(), spec=spec, alpha=config.lora_alpha, px=config.resolution, dtype=dtype
+        dst,
+        context.trained_parts(),
+        spec=spec,
+        alpha=config.lora_alpha,
+        px=config.resolution,
+        dtype=dtype,
+        bucket_info=context.bucket_info,
     )

@@ -15,13 +15,13 @@ from typing import Any
 
 from fastsd_helpers.device import name_arithmetic
 from fastsd_helpers.dreambooth.dataset.advice import advise
-from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
+from fastsd_helpers.dreambooth.dataset.buckets import bucket_info, bucket_lines
 from fastsd_helpers.dreambooth.prior.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
 from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.results.finishing import TrainResult
-from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
+from fastsd_helpers.dreambooth.results.image_budget import PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
 from fastsd_helpers.dreambooth.running.fitting import fit_into_memory
@@ -233,12 +233,14 @@ class _Run:
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
-        self._said_no_samples = False
+        self._saved: Any = None  # stage and step of the newest checkpoint of this call
         every = self.config.sample_every
         grids = sum(steps // every for steps in left.values()) if every else 0
         self.budget = PictureBudget(
             self.config, on_cpu=self.device.kind == "cpu", steps=sum(left.values()), grids=grids
         )
+        asked = bool(self.start.segments[-1].given.get("sample_every"))
+        self.samples = finishing.Samples(session, self.context, self.budget, asked=asked, say=self.say)
 
     def _standing(self, stages: dict[str, int]) -> Standing:
         """What bears on the plan beside the settings."""
@@ -256,6 +258,7 @@ class _Run:
         """Sort the images into buckets; the plan says which goes where where that is not plain."""
         dataset, sort = self.start.dataset, self.context.sort
         train, held_out = sort(dataset.train), sort(dataset.held_out)
+        self.context.bucket_info = bucket_info(train)
         records = [bucket.to_record() for bucket in train], [bucket.to_record(held_out=True) for bucket in held_out]
         lines = bucket_lines(train, held_out, batch_size=self.config.batch_size)
         self.plan = replace(self.plan, buckets=(*records[0], *records[1]), bucket_lines=tuple(lines))
@@ -318,6 +321,7 @@ class _Run:
             run=self.number,
             more=start.times_lengthened,
             say=self.say,
+            stopped=stop.is_set,
         )
         if result["loss_after"] >= result["loss_before"]:
             self.say("The held-out loss did not fall: check the samples, try fewer steps or a lower learning rate.")
@@ -350,16 +354,18 @@ class _Run:
         """The training loop; `done` steps of the leg are made already."""
         import torch
 
-        config = self.config
+        config, asked = self.config, lambda: stop.is_set() or lock.lost
         trainer = open_stage(leg.stage, self.context, self.generation if done else None, key=leg.key, before=leg.before)
         losses = self.history.get(leg.stage, torch.zeros(0)).tolist()[: leg.before + done]
         if not done and self.start.is_first_judged(leg):
             self._judge(trainer, leg.offset)
+        if done and self.generation and self.generation.record.get("samples_owed"):
+            self.samples.draw(trainer, leg.before + done, asked)
         self.ranks.wait()
         began = time.monotonic()
         for own in range(done, leg.steps):
             step = leg.before + own
-            if self.ranks.any(stop.is_set() or lock.lost):
+            if self.ranks.any(asked()):
                 self._stop(leg, trainer, step, losses, lost=lock.lost)
             lr = rate_at(config, leg, own)
             step_began = time.monotonic()
@@ -379,22 +385,12 @@ class _Run:
             to_sample, to_save = due_after(config, leg, finished)
             judged = self._judge(trainer, position) if to_sample or to_save else None
             if to_sample:
-                self._draw_sample(trainer, step + 1)
+                self.samples.draw(trainer, step + 1, asked)
             if to_save:
                 self._save(leg, trainer, step + 1, judged)
             if to_sample or to_save:
                 self.ranks.wait()
         self.context.keep(trainer)
-
-    def _draw_sample(self, trainer: Any, step: int) -> None:
-        """Draw with the model as it is; what was asked for in full, else what the training's time allows."""
-        asked = self.start.segments[-1].given.get("sample_every")
-        drawing = FULL if asked else self.budget.sample()
-        if drawing is not None:
-            finishing.draw_sample(self.session, self.context, trainer, step, drawing)
-        elif not self._said_no_samples:
-            self._said_no_samples = True
-            self.say("No sample images during training: generating them would take longer than this short training.")
 
     def _losses_by_leg(self) -> dict[str, Any]:
         """The losses in the order in which they came: "unet", and "unet 2" of the second segment."""
@@ -450,11 +446,14 @@ class _Run:
             "more_steps": list(start.segments[0].more),
             "loss": judged,
             "best": self.best,
+            "samples_owed": self.samples.owed,
+            "bucket_info": self.context.bucket_info,
             **rest,
         }
         spare_bytes = self.plan.spare_bytes(leg.stage, last=step == leg.end, gives_back=self.store.gives_back)
         tensors["history"] = self.history
-        self.store.save(Snapshot(leg.stage, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes))
+        snapshot = Snapshot(leg.stage, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes)
+        self._saved = self.store.save(snapshot) and (leg.stage, step)
         if problem := self.session.save_if_possible(
             progress={"stage": leg.stage, "step": step, "steps": leg.end},
             checkpoints=self.store.generations(),
@@ -477,7 +476,7 @@ class _Run:
                 "Another run has broken this session's lock.",
                 "This run stopped; the other one resumes from the last checkpoint.",
             )
-        if step > leg.before and losses:
+        if step > leg.before and losses and self._saved != (leg.stage, step):
             self._save(leg, trainer, step)
         problems = self.store.flush()
         for problem in problems:

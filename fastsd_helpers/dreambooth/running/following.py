@@ -18,7 +18,7 @@ from fastsd_helpers.dreambooth.training.beginning import Start
 from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
-from fastsd_helpers.errors import Interrupted, SettingsError
+from fastsd_helpers.errors import Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.processes import Ranks, count_gpus
 from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.sessions import Session
@@ -52,7 +52,12 @@ def follow(ranks: Ranks, session: Session, stop: threading.Event) -> TrainResult
         except Interrupted:
             ranks.wait_for_the_end()
             raise
-    return ranks.share(_nothing)
+    try:
+        return ranks.share(_nothing)
+    except TrainingFailed as err:
+        if stop.is_set():  # the first one has ended as it was asked to, while it generated images
+            raise Interrupted("Stopped.", "The first process says where.") from err
+        raise
 
 
 def _nothing(*_said: str) -> Any:

@@ -92,7 +92,8 @@ class BaseModel:
         if says not in ("unknown", named):
             raise SettingsError(
                 f"prediction_type (--prediction-type) is {named}, but {self.ref} says {says}.",
-                "Leave it out, or correct prediction_type in the model's scheduler/scheduler_config.json.",
+                "Leave it out. Where the model is wrong about itself, correct prediction_type in the "
+                "scheduler/scheduler_config.json of its Diffusers folder (of a file, fastsd convert makes one).",
             )
         zero = spec.zero_terminal_snr if zsnr is None else zsnr
         if zero and named != "v_prediction":

@@ -4,6 +4,7 @@ Source: Hu et al. 2021, "LoRA": W + alpha / rank * B A. The file's names are tho
 read (networks.lora of kohya's sd-scripts), from the table that converts every LoRA.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,6 +133,7 @@ def write_lora_file(
     alpha: float,
     px: int,
     dtype: str = "fp16",
+    bucket_info: Mapping[str, Any] | None = None,
 ) -> CheckpointFile:
     """Write all parts' matrices in kohya's layout, each layer with its alpha: a reader's strength is alpha / rank.
 
@@ -139,6 +141,7 @@ def write_lora_file(
         parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
         spec: the base model.
         px: side of the images it was trained on.
+        bucket_info: as `buckets.bucket_info`, where they had other shapes.
 
     Raises:
         CheckpointError: as `write_kohya`.
@@ -165,6 +168,7 @@ def write_lora_file(
         "modelspec.title": path.stem,
         "modelspec.prediction_type": "v" if spec.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{px}x{px}",
+        **({"ss_bucket_info": json.dumps(bucket_info)} if bucket_info else {}),
         **family_named(spec.family).lora_metadata(spec),
     }
     return write_kohya(path, layers, spec.family, dtype=dtype, metadata=metadata)

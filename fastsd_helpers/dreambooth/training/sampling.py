@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.dreambooth.families import Conditions, Framing
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.stages import TrainingContext
+from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
 
@@ -32,12 +33,17 @@ def draw_pictures(
     guidance: float = 7.5,
     device: Any,
     after_step: Callable[[], None] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> "list[Image.Image]":
     """Draw one image per row of `text` from the noise of its seed; `size` is a square's side, or width and height.
 
     Classifier-free guidance as in Ho and Salimans 2022, with the family's sampler. The noise is
     drawn on the CPU: equal seeds give equal images' beginnings on every device, before and after training. At
-    guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps.
+    guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps,
+    `stopped` is asked before each of them and before each image is decoded.
+
+    Raises:
+        Interrupted: `stopped` said so.
     """
     import numpy as np
     import torch
@@ -59,6 +65,7 @@ def draw_pictures(
     takes_generator = "generator" in sampler.step.__code__.co_varnames
     with torch.no_grad():
         for timestep in sampler.timesteps:
+            _end_if(stopped())
             asked = sampler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
             predicted = family.predict(unet, asked, timestep, context, told).float()
             if guided:
@@ -69,9 +76,17 @@ def draw_pictures(
             options = {"generator": extra} if takes_generator else {}
             latents = sampler.step(predicted, timestep, latents, **options).prev_sample
             after_step()
-        pixels = [family.decode(vae, row[None]) for row in latents.float()]
+        pixels = []
+        for row in latents.float():
+            _end_if(stopped())
+            pixels.append(family.decode(vae, row[None]))
     values = ((torch.cat(pixels).float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in values.astype(np.uint8)]
+
+
+def _end_if(stopped: bool) -> None:
+    if stopped:
+        raise Interrupted("Stopped while images were generated.", "Train again with the same session to resume.")
 
 
 def _rescale(guided: "torch.Tensor", with_text: "torch.Tensor", share: float) -> "torch.Tensor":

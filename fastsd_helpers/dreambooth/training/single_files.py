@@ -40,7 +40,8 @@ def make_base(file: Path, folder: Path) -> None:
     if files:
         _add_tokenizers(folder, files)
     for note in written.notes:
-        if "tokenizer" not in note:
+        # What it predicts is asked about before anything is trained: what Diffusers would take does not matter.
+        if "tokenizer" not in note and "Diffusers takes epsilon" not in note:
             logger.warning("%s: %s", file.name, note)
 
 
@@ -72,7 +73,7 @@ def _packaged(family: str, words: int) -> Path | None:
 
 def _published(family: str, words: int, name: str) -> dict[str, list[Path]]:
     """The tokenizers' files, by folder, from the first model of the family that can be had."""
-    by_hand = "Or create the folder yourself: fastsd convert FILE FOLDER --base A_DIFFUSERS_FOLDER_OF_THAT_MODEL."
+    by_hand = "Create the folder yourself: fastsd convert FILE FOLDER --base A_DIFFUSERS_FOLDER_OF_THAT_MODEL."
     failures: list[DownloadError] = []
     for source in (source for spec in models() if _lends(spec, family) for source in spec.sources):
         try:
@@ -95,7 +96,7 @@ def _published(family: str, words: int, name: str) -> dict[str, list[Path]]:
     raise ModelError(
         f"{name} has no tokenizer (single-file checkpoints have none), and none could be downloaded: "
         f"{failures[0].problem}",
-        f"{failures[0].hint} {by_hand}",
+        f"{failures[0].hint} Or {by_hand[0].lower()}{by_hand[1:]}",
     ) from failures[0]
 
 

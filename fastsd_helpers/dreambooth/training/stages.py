@@ -64,6 +64,7 @@ class TrainingContext:
         self.prompt_of: list[int] = []  # training image -> its prompt's index
         self.class_latents: SortedLatents | None = None
         self.class_prompt_of: list[int] = []  # class image -> its prompt's index in `texts`
+        self.bucket_info: dict[str, Any] = {}  # what a LoRA file says of the buckets
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         if device.kind == "cpu":

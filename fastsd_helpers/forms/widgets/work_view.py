@@ -84,14 +84,20 @@ class WorkView(View):
         """
         self._head.value = draw_notice(text, "good" if good else "warn")
         self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
+        self._close(keep=keep)
+
+    def _close(self, *, keep: bool = False) -> None:
         self._button.layout.display = "none"
         told = [line for line in self._said if not _is_under_way(line)] if keep else []
         self._message.value = draw_notice("\n".join(told[-_MESSAGES:]))
 
     def end_with(self, err: FastSDError) -> None:
         """Show that it ended early; what stopped it, and what to do next, is said once, below the cell."""
-        stopped = "Stopped: run this cell again to resume."
-        self.end(stopped if isinstance(err, Interrupted) else "It ended early; the reason is below.", good=False)
+        if isinstance(err, Interrupted):  # as it was asked to: nothing to warn of
+            self._head.value = draw_notice("Stopped: run this cell again to resume.")
+            self._close()
+        else:
+            self.end("It ended early; the reason is below.", good=False)
 
 
 def _is_under_way(text: str) -> bool:
