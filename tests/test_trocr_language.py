@@ -13,6 +13,7 @@ from tiny_readers import write_tokenizer
 from fastsd_helpers.errors import DatasetError, ModelError
 from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
 from fastsd_helpers.trocr.language.ngram import folded, learn_characters, open_characters
+from fastsd_helpers.trocr.model.alternatives import alternatives_search
 from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
 from fastsd_helpers.trocr.model.search import Limits, beam_search, greedy_search
 
@@ -101,11 +102,18 @@ def test_without_any_text_nothing_is_learned(texts):
 
 
 def test_a_file_gives_back_the_same_model(tmp_path):
-    model = replace(learn_characters(TEXTS), greedy=(0.2, 0.1), rescoring=(0.4, -0.5), normal_form="NFD")
+    model = replace(learn_characters(TEXTS), greedy=(0.2, 0.1), alternatives=(0.4, -0.5), normal_form="NFD")
     found = open_characters(model.save(tmp_path / "deep" / "m.safetensors"))
     assert found.log_prob(PROSE) == model.log_prob(PROSE)
     assert (found.digest, found.weights, found.normal_form) == (model.digest, model.weights, "NFD")
     assert found.digest != replace(model, greedy=(0.1, 0.1)).digest
+
+
+def test_an_older_file_ranks_no_alternatives(tmp_path):
+    path = replace(learn_characters(TEXTS), greedy=(0.2, 0.1)).save(tmp_path / "m.safetensors")
+    spoilt(path, weights={"greedy": [0.2, 0.1], "beams": [0, 0], "rescoring": [0, 0]})
+    found = open_characters(path)
+    assert (found.greedy, found.alternatives) == ((0.2, 0.1), (0.0, 0.0))
 
 
 def spoilt(path, **changes):
@@ -246,3 +254,35 @@ def test_greedy_decoding_with_a_language_takes_the_best_sum_at_every_step():
             written = fusion.after(written, last)
         assert found[line].ids == ids
         assert found[line].log_probs == pytest.approx(logs, abs=1e-5), "how sure the reader is, not the language"
+
+
+def decoded(table, line, limits, begun):
+    """The rule written out: the beginning as it is, then the likeliest; each token with its score and those of all."""
+    ids, logs, margins = [], [], []
+    while len(ids) < limits.max_new_tokens and END not in ids:
+        scores = log_softmax(table.scores(line, len(ids), ids[-1] if ids else limits.start))
+        best = max(range(len(scores)), key=scores.__getitem__)
+        token = begun[len(ids)] if len(ids) < len(begun) else best
+        rival = max((other for other in range(len(scores)) if other != token), key=scores.__getitem__)
+        margins.append((scores[token] - scores[rival], len(ids), rival))
+        ids.append(token)
+        logs.append(scores[token])
+    return ids, sum(logs), margins
+
+
+def test_the_alternatives_of_a_line_follow_from_the_rivals_of_its_two_least_sure_tokens():
+    torch = pytest.importorskip("torch")
+    limits = Limits(START, (END,), 0, 8)
+    counted = []
+    for seed in range(8):
+        table = Table(seed=seed, end=1.0)
+        found = alternatives_search(table, torch.arange(4), limits)
+        assert [line.ids for line in found] == [line.ids for line in greedy_search(table, torch.arange(4), limits)]
+        for place, line in enumerate(found):
+            ids, _log, margins = decoded(table, place, limits, [])
+            close = [(at, rival) for margin, at, rival in sorted(margins)[:2] if margin < 1]
+            expected = [decoded(table, place, limits, [*ids[:at], rival]) for at, rival in close]
+            assert [other.ids for other in line.others] == [other for other, _log, _margins in expected]
+            assert [sum(other.log_probs) for other in line.others] == pytest.approx([log for _ids, log, _m in expected])
+            counted.append(len(close))
+    assert set(counted) == {0, 1, 2}, "sure lines, and others"

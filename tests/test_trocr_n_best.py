@@ -73,6 +73,62 @@ def test_rescoring_takes_the_text_that_both_like_best_of_those_found(reader):
         assert dict(before.alternatives)[after.text] == pytest.approx(dict(after.alternatives)[after.text])
 
 
+class Letters:
+    """An engine that sees "the" in two lines: the first is rather "txe"; the second nearly "to", until it goes on."""
+
+    most_steps = 8
+
+    def __init__(self, tokenizer, end):
+        self.ids = {letter: tokenizer.convert_tokens_to_ids(letter) for letter in "thxeo"} | {"end": end}
+        self.after = {
+            self.ids[last]: {self.ids[letter]: score for letter, score in seen.items()}
+            for last, seen in {"t": {}, "h": {"e": 0}, "x": {"e": 0}, "e": {"end": 0}, "o": {"end": -12}}.items()
+        }
+
+    def begin(self, hidden, beams, steps):
+        self.lines = hidden.tolist()
+
+    def step(self, state, tokens):
+        torch = pytest.importorskip("torch")
+        scores = torch.full((len(self.lines), 1, 1000), -9.0)
+        unsure = [{"x": 0, "h": -0.5}, {"h": 0, "o": -0.3}]
+        for row, (line, last) in enumerate(zip(self.lines, tokens[:, 0].tolist(), strict=True)):
+            seen = self.after.get(last, {self.ids["t"]: 0})
+            for token, score in (seen or {self.ids[one]: value for one, value in unsure[line].items()}).items():
+                scores[row, 0, token] = score
+        return scores
+
+    def keep(self, state, lines):
+        self.lines = [self.lines[line] for line in lines.tolist()]
+
+
+def test_whole_lines_are_repaired_where_token_by_token_the_reader_would_be_led_astray(reader):
+    torch = pytest.importorskip("torch")
+    model = replace(learn_characters(["to to to to the to to"]), rescoring=(0.0, 0.0))
+
+    def found(**weights):
+        one = Reader(reader, language=replace(model, **weights), **OPTIONS)
+        one.engine = Letters(one.checkpoint.tokenizer, one.limits.eos[0])
+        return [one._text(line).strip() for line in one._search(torch.arange(2))]
+
+    assert found() == ["txe", "the"]
+    assert found(greedy=(0.5, 0.0))[1] != "the"
+    assert found(alternatives=(0.5, 0.0)) == ["the", "the"]
+
+
+def test_a_greedy_line_is_ranked_with_its_alternatives_by_weights_that_are_chosen_in_one_reading(reader):
+    model = replace(learn_characters(["fox dog 0123 the lazy " * 5]), alternatives=(0.6, 0.6))
+    plain, ranked = read(reader), read(reader, language=model)
+    other = [at for at, (before, after) in enumerate(zip(plain, ranked, strict=True)) if before.text != after.text]
+    assert other, "it has something to do"
+    opened, lines = Reader(reader, **OPTIONS), lines_of([line.text for line in ranked])
+    chosen, gains = choose_weights(opened, model, LineSet([lines.lines[at] for at in other]))
+    assert (gains[0].way, gains[0].cer_with) == ("alternatives", 0.0)
+    found = read(reader, language=chosen)
+    assert [found[at].text for at in other] == [ranked[at].text for at in other]
+    assert opened.read(noise_pictures(12)) == plain, "what it was chosen with is as before"
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_beside_a_search_it_changes_what_is_written_and_not_how_sure_the_reader_is(reader, beams):
     model = replace(learn_characters(["fox dog 0123 the lazy " * 5]), greedy=(2.0, 0), beams=(2.0, 0), rescoring=(0, 0))
@@ -87,7 +143,8 @@ def test_beside_a_search_it_changes_what_is_written_and_not_how_sure_the_reader_
 
 
 def test_where_its_weight_is_nothing_everything_is_as_without(reader, caplog):
-    off = replace(learn_characters(["fox"]), greedy=(0.0, 0.0), beams=(0.0, 0.0), rescoring=(0.0, 0.0))
+    model = learn_characters(["fox"])
+    off = replace(model, **dict.fromkeys(model.weights, (0.0, 0.0)))
     caplog.set_level("INFO")
     assert read(reader, language=off) == read(reader)
     assert "does not help with greedy decoding; see --beams 4" in caplog.text

@@ -55,7 +55,8 @@ class CharacterModel:
         alphabet: the characters seen. order: length of the n-grams. keys, counts: int64, of the longest ones, sorted.
         greedy, beams: (weight, bonus) while a line is searched for, greedily or with beams: how much its
             log-probabilities, and each character written, count beside the reader's own; (0, 0) where it does not help.
-        rescoring: the same for ranking the lines that a beam search ends with.
+        rescoring: the same for ranking the lines that a beam search ends with; alternatives: for ranking a greedily
+            decoded line and what else it may be.
         about: what it was learned from, and what it gains; for people.
     """
 
@@ -66,6 +67,7 @@ class CharacterModel:
     greedy: tuple[float, float] = (0.0, 0.0)
     beams: tuple[float, float] = (0.0, 0.0)
     rescoring: tuple[float, float] = (0.1, 0.05)
+    alternatives: tuple[float, float] = (0.0, 0.0)
     normal_form: Literal["NFC", "NFD", "none"] = "NFC"
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class CharacterModel:
     @property
     def weights(self) -> dict[str, tuple[float, float]]:
         """Its (weight, bonus) of every way to use it."""
-        return {"greedy": self.greedy, "beams": self.beams, "rescoring": self.rescoring}
+        return {way: getattr(self, way) for way in ("greedy", "beams", "rescoring", "alternatives")}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -251,6 +253,7 @@ def open_characters(path: Path) -> CharacterModel:
             greedy=_pair(told["weights"]["greedy"]),
             beams=_pair(told["weights"]["beams"]),
             rescoring=_pair(told["weights"]["rescoring"]),
+            alternatives=_pair(told["weights"].get("alternatives", (0.0, 0.0))),  # older files have none
             normal_form=told["normal_form"],
             about=dict(told["about"]),
         )

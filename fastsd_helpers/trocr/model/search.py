@@ -4,6 +4,7 @@ Both searches give the tokens of transformers' `generate` (4.50 and newer) for t
 ended leave the batch at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,6 +72,7 @@ class Found:
     looped: bool = False
     seen: "list[torch.Tensor] | None" = None  # for each token its attention over the image's places, where asked for
     others: "tuple[Found, ...]" = ()  # what else the line may be, the likelier first; of a beam search
+    rivals: list[tuple[float, int]] | None = None  # where asked for: how much likelier each token is, than which one
 
     @property
     def mean_log_prob(self) -> float:
@@ -103,6 +105,8 @@ def greedy_search(
     banned: "torch.Tensor | None" = None,
     language: Language | None = None,
     watch: bool = False,
+    compare: bool = False,
+    begun: Sequence[Sequence[int]] = (),
 ) -> list[Found]:
     """Take the likeliest token until the line ends.
 
@@ -113,12 +117,16 @@ def greedy_search(
         banned: ids of tokens that are never written; probabilities are among the others.
         language: adds to the scores by which tokens are chosen.
         watch: keep where each step looked; only TorchEngine can.
+        compare: keep the likeliest rival of every token.
+        begun: the ids that each line begins with, whatever their likelihood.
     """
     import torch
 
     steps = min(limits.max_new_tokens, engine.most_steps)
     state = engine.begin(hidden, 1, steps)
-    found = [Found([], [], False, seen=[] if watch else None) for _ in range(len(hidden))]
+    found = [
+        Found([], [], False, seen=[] if watch else None, rivals=[] if compare else None) for _ in range(len(hidden))
+    ]
     running = list(range(len(found)))  # rows of the engine's state -> places in `found`; -1 when ended
     written = [language.begin() if language else None for _ in found]
     tokens = torch.full((len(running), 1), limits.start)
@@ -131,12 +139,18 @@ def greedy_search(
             if place >= 0:
                 scores[row, _would_loop(found[place].ids)] = float("-inf")
         best = _likeliest(scores, language, [written[place] for place in running], limits.eos)
+        for row, place in enumerate(running if begun else []):
+            if step < len(begun[place]):
+                best[row] = begun[place][step]
+        rivals = _rivals(scores, best) if compare else []
         logs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
         for row, (place, token) in enumerate(zip(running, best.tolist(), strict=True)):
             if place < 0:
                 continue
             line = found[place]
             line.add(token, logs[row], places[row] if places is not None else None, limits.eos)
+            if line.rivals is not None:
+                line.rivals.append(rivals[row])
             if language is not None:
                 written[place] = language.after(written[place], token)
             if stop_loops and not line.ended and ((step + 1) % _CHECK_EVERY == 0 or step + 1 == steps):
@@ -162,6 +176,13 @@ def _watched(engine: Any, state: Any, tokens: "torch.Tensor") -> "tuple[torch.Te
     looked: list[torch.Tensor] = []
     scores = engine.step(state, tokens, looked)
     return scores, torch.stack([layer.float().mean(dim=(1, 2)) for layer in looked]).mean(0).cpu()
+
+
+def _rivals(scores: "torch.Tensor", tokens: "torch.Tensor") -> list[tuple[float, int]]:
+    """The likeliest other token of each line, and how much likelier than it the line's token is (natural logarithm)."""
+    taken = tokens[:, None]
+    values, others = scores.scatter(1, taken, float("-inf")).max(dim=-1)
+    return list(zip((scores.gather(1, taken)[:, 0] - values).tolist(), others.tolist(), strict=True))
 
 
 def _without(banned: "torch.Tensor | None", scores: "torch.Tensor") -> "torch.Tensor":

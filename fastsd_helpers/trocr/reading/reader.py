@@ -15,6 +15,7 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.language.allowed_characters import banned_tokens
 from fastsd_helpers.trocr.language.fusion import Fusion, pieces_of
 from fastsd_helpers.trocr.language.ngram import CharacterModel, open_language
+from fastsd_helpers.trocr.model.alternatives import alternatives_search
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
 from fastsd_helpers.trocr.model.line import Alternative, Line, Token
@@ -122,8 +123,8 @@ class Reader:
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
-        # Whether lines say where the reader looked; set by what writes the places of words.
-        self.watches = False
+        # Whether lines say where the reader looked, and greedy ones what else they may be; set by what needs to know.
+        self.watches = self.compares = False
         logger.info("Reading with %s on %s", Path(model).name, self.checkpoint.reason)
 
     def with_search(self, beams: int, *, n_best: int = 1, language: str | Path | CharacterModel = "auto") -> "Reader":
@@ -150,13 +151,19 @@ class Reader:
         beams = self.settings.beam_width > 1
         weights = self.language.beams if beams else self.language.greedy
         if not weights[0]:
-            if not (beams and self.language.rescoring[0]):
+            if not self._ranking[0]:
                 logger.info("The language model is not used: it does not help with %s.",
                             "a beam search" if beams else "greedy decoding; see --beams 4")  # fmt: skip
             return None
         tokenizer = self.checkpoint.tokenizer
         size = self.checkpoint.config["decoder"].get("vocab_size", len(tokenizer))
         return Fusion(self.language, pieces_of(tokenizer, size), self.limits.eos, weights)
+
+    @property
+    def _ranking(self) -> tuple[float, float]:
+        """The language model's (weight, bonus) for ranking what a search found; (0, 0) where nothing is ranked."""
+        way = "rescoring" if self.settings.beam_width > 1 else "alternatives"
+        return self.language.weights[way] if self.language else (0.0, 0.0)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -235,13 +242,14 @@ class Reader:
         chosen: dict[str, Any] = {"banned": self._banned, "language": self._fusion}
         if self.settings.beam_width > 1:
             found = beam_search(self.engine, hidden, self.limits, self.settings.beam_width, **chosen)
-            if self.language is not None and self.language.rescoring[0]:
-                found = [self._best_of(line, self.language) for line in found]
-            for line in found:
-                line.looped = guard and not line.ended and find_loop(line.ids) is not None
         else:
             watch = self.watches and type(self.engine) is TorchEngine
-            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, watch=watch, **chosen)
+            compare = self._fusion is None and (self.compares or self._ranking[0] > 0)
+            search = alternatives_search if compare else greedy_search
+            found = search(self.engine, hidden, self.limits, stop_loops=guard, watch=watch, **chosen)
+        found = self._ranked(found)
+        for line in found:
+            line.looped |= guard and not line.ended and find_loop(line.ids) is not None
         looped = [place for place, line in enumerate(found) if line.looped]
         if looped:
             again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True, **chosen)
@@ -259,21 +267,23 @@ class Reader:
         notes = (("looped",) if found.looped else ()) + (() if found.ended else ("cut",))
         text = self._text(found)
         centres = tuple(self._centre(places) for places in found.seen[: len(ids)]) if found.seen else None
-        others = self._alternatives(text, found) if self.settings.n_best > 1 else ()
+        others = self._alternatives(text, found) if self.settings.n_best > 1 or self.compares else ()
         return Line(
             text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes, centres=centres, alternatives=others
         )
 
-    def _best_of(self, found: Found, language: CharacterModel) -> Found:
-        """The likeliest of the lines that a search ended with, as reader and language model see them together."""
-        weight, bonus = language.rescoring
-        scored = []
-        for line in (found, *found.others):
+    def _ranked(self, found: list[Found]) -> list[Found]:
+        """The likeliest of each line and its others, as reader and language model see them together."""
+        language, (weight, bonus) = self.language, self._ranking
+        if language is None or not weight:
+            return found
+
+        def judged(line: Found) -> float:
             text = self._text(line)
-            scored.append((sum(line.log_probs) + weight * language.log_prob(text) + bonus * len(text), line))
-        scored.sort(key=lambda item: -item[0])
-        best, *others = (line for _score, line in scored)
-        return replace(best, others=tuple(others))
+            return sum(line.log_probs) + weight * language.log_prob(text) + bonus * len(text)
+
+        ranked = (sorted((line, *line.others), key=judged, reverse=True) for line in found)
+        return [replace(best, others=tuple(others)) for best, *others in ranked]
 
     def _text(self, found: Found) -> str:
         ids = found.ids[:-1] if found.ended else found.ids
@@ -285,7 +295,8 @@ class Reader:
         known = {text: sum(found.log_probs)}
         for other in found.others:
             known.setdefault(self._text(other), sum(other.log_probs))
-        return tuple(Alternative(*item) for item in list(known.items())[: self.settings.n_best])
+        most = None if self.compares else self.settings.n_best
+        return tuple(Alternative(*item) for item in list(known.items())[:most])
 
     def _centre(self, places: Any) -> float:
         """Where along a line a step looked most, 0 (left) to 1: the strongest column and those beside it."""

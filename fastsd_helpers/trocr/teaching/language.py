@@ -30,7 +30,8 @@ class LanguageGain:
 
     Attributes:
         beams: beam width; 1 is greedy decoding. way: greedy or beams (beside the search), rescoring (of the lines
-            that a beam search ends with), or none: it does not help.
+            that a beam search ends with), alternatives (rescoring of a greedily decoded line and what else it may be),
+            or none: it does not help.
     """
 
     beams: int
@@ -56,8 +57,8 @@ def choose_weights(
 ) -> tuple[CharacterModel, tuple[LanguageGain, ...]]:
     """Choose how much a language model counts, for greedy decoding and for a beam search.
 
-    Tried: weights of 0.05 to 0.6, beside the search; and, for the lines that a beam search without it ends with, those
-    weights with bonuses for length. The weights are 0 where none lowers the errors for certain.
+    Tried: weights of 0.1 to 0.4, beside the search; and, for the lines that a search without it found, weights of 0.05
+    to 0.6 with bonuses for length. The weights are 0 where none lowers the errors for certain.
 
     Args:
         reader: with any search.
@@ -70,21 +71,25 @@ def choose_weights(
     truths = [line.text for line in chosen]
 
     def read(beams: int, weights: tuple[float, float] | None) -> Any:
-        with_it: Any = replace(language, greedy=weights, beams=weights, rescoring=(0.0, 0.0)) if weights else "none"
-        return reader.with_search(beams, n_best=beams, language=with_it).read(pictures, progress=progress)
+        off = (0.0, 0.0)
+        with_it: Any = "none"
+        if weights:
+            with_it = replace(language, greedy=weights, beams=weights, rescoring=off, alternatives=off)
+        own = reader.with_search(beams, n_best=beams, language=with_it)
+        own.compares = beams == 1 and not weights
+        return own.read(pictures, progress=progress)
 
     gains = []
-    for beams, way in ((1, "greedy"), (_BEAMS, "beams")):
+    for beams, way, ranking in ((1, "greedy", "alternatives"), (_BEAMS, "beams", "rescoring")):
         plain = read(beams, None)
         trials: _Trials = {("none", 0.0, 0.0): _edits(truths, plain)}
         trials |= {(way, weight, 0.0): _edits(truths, read(beams, (weight, 0.0))) for weight in _SEARCHED}
-        if beams > 1:
-            trials |= _rescored(truths, plain, language)
+        trials |= _rescored(ranking, truths, plain, language)
         gains.append(_gain(beams, trials, truths))
     about = language.about | {"gains": [gain.in_words() for gain in gains], "lines": len(truths)}
-    weights = {gain.way: (gain.weight, gain.bonus) for gain in gains}
-    greedy, fused, rescoring = (weights.get(way, (0.0, 0.0)) for way in ("greedy", "beams", "rescoring"))
-    return replace(language, about=about, greedy=greedy, beams=fused, rescoring=rescoring), tuple(gains)
+    weights: dict[str, Any] = dict.fromkeys(language.weights, (0.0, 0.0))
+    weights |= {gain.way: (gain.weight, gain.bonus) for gain in gains if gain.way in weights}
+    return replace(language, about=about, **weights), tuple(gains)
 
 
 def fit_language(
@@ -121,8 +126,8 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _rescored(truths: Sequence[str], lines: Sequence[Any], language: CharacterModel) -> _Trials:
-    """The same for each pair of weights, when the n-best texts of each line are ranked with them."""
+def _rescored(way: str, truths: Sequence[str], lines: Sequence[Any], language: CharacterModel) -> _Trials:
+    """The same for each pair of weights, when the texts found for each line are ranked with them."""
     ranked = []
     for truth, line in zip(truths, lines, strict=True):
         others = line.alternatives or ((line.text, 0.0),)
@@ -130,7 +135,7 @@ def _rescored(truths: Sequence[str], lines: Sequence[Any], language: CharacterMo
                        for text, log in others])  # fmt: skip
     found: _Trials = {}
     for weight, bonus in ((weight, weight * bonus) for weight in _WEIGHTS for bonus in _BONUSES):
-        found["rescoring", weight, bonus] = [
+        found[way, weight, bonus] = [
             max(texts, key=lambda one: one[0] + weight * one[1] + bonus * one[2])[3] for texts in ranked
         ]
     return found
