@@ -1,6 +1,7 @@
 # make demo       teach the embedded demo model a new subject, with pictures (the first time it also sets everything up)
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
+# make test-fronts the notebooks in a browser, each with both versions of ipywidgets (test-all has each with one of them)
 # make style      format and lint                make setup      only prepare .venv
 # make check      style, types, spelling and layout, in about a minute
 # make docs       the site into build/site/, strict, from docs/ and the code (build/site/index.html; needs no network
@@ -28,7 +29,7 @@ LAB3 := .venv-jupyterlab3
 # MkDocs has an environment of its own: it is small, and nothing else here needs it.
 DOCS := .venv-docs
 
-.PHONY: bench docs colab lock release setup install-packages install-fronts demo test test-all test-paths check lint style
+.PHONY: bench docs colab lock release setup install-packages install-fronts demo test test-all test-fronts test-paths check lint style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -73,6 +74,9 @@ test: setup
 
 test-all: setup lint
 	$(PYTEST) -m "not network and not gpu"
+
+test-fronts: setup
+	FASTSD_FRONTS=all $(PYTEST) -m notebook tests/browser
 
 test-paths: setup
 	$(BIN)/python scripts/test_paths.py $(ARGS)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["LAB3", "Lab", "find_chromium", "open_browser", "start_lab"]
+__all__ = ["LAB3", "Lab", "find_chromium", "on_front", "open_browser", "start_lab"]
 
 ROOT = Path(__file__).resolve().parents[2]
 # JupyterLab 3, which the front end of ipywidgets 7 was made for, and that version of ipywidgets for the kernel.
@@ -26,6 +26,15 @@ WIDGETS7 = ROOT / ".venv-ipywidgets7"
 # Somebody else may be using the machine: what takes two seconds alone can take twenty.
 PATIENCE_S = 180
 EDITOR = ".cm-content, .CodeMirror"  # of JupyterLab 4 and 3
+
+
+def on_front(widgets: str) -> pytest.MarkDecorator:
+    """Give a long journey as `widgets7` whether it goes through JupyterLab 3 with ipywidgets 7.7.1, or today's with 8.
+
+    Each journey has one of the two, each notebook both. With FASTSD_FRONTS=all (`make test-fronts`) each journey has both.
+    """
+    chosen = ("8", "7.7.1") if os.environ.get("FASTSD_FRONTS") == "all" else (widgets,)
+    return pytest.mark.parametrize("widgets7", [one != "8" for one in chosen], ids=[f"ipywidgets {x}" for x in chosen])
 
 
 def find_chromium() -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from faults.fingerprints import hash_file
 
-from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+from browser.lab import PATIENCE_S, ROOT, Lab, on_front, open_browser, start_lab
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -31,14 +31,17 @@ def photos(folder: Path) -> list[str]:
     return made
 
 
-def test_photos_crops_captions_training_stop_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_front("8")
+def test_photos_crops_captions_training_stop_and_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, widgets7: bool
+) -> None:
     pytest.importorskip("jupyterlab")
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     folder = tmp_path / "lab"
     folder.mkdir()
     shutil.copy(ROOT / "notebooks" / "dreambooth.ipynb", folder)
     shots = os.environ.get("FASTSD_SCREENSHOTS")
-    with open_browser() as page, start_lab(folder) as address:
+    with open_browser() as page, start_lab(folder, widgets7=widgets7) as address:
         lab = Lab(page, address, "dreambooth.ipynb", Path(shots) if shots else None)
         session = folder / "Fast-Dreambooth" / "Sessions" / "my-subject"
         lab.run("2a")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from faults.fingerprints import hash_file
 
-from browser.lab import ROOT, Lab, open_browser, start_lab
+from browser.lab import ROOT, Lab, on_front, open_browser, start_lab
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -43,7 +43,7 @@ def whole() -> dict[str, str]:
     return {}
 
 
-@pytest.mark.parametrize("widgets7", [False, True], ids=["ipywidgets 8", "ipywidgets 7.7.1"])
+@on_front("7.7.1")
 def test_restart_and_run_all_go_on_with_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str], widgets7: bool
 ) -> None:

@@ -12,7 +12,7 @@ from installed import require_installed
 from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import noise_pictures, write_reader
 
-from browser.lab import ROOT, Lab, open_browser, start_lab
+from browser.lab import ROOT, Lab, on_front, open_browser, start_lab
 
 require_installed("accelerate")
 
@@ -30,7 +30,7 @@ def focused(lab: Lab) -> str:
     )
 
 
-@pytest.mark.parametrize("widgets7", [False, True], ids=["ipywidgets 8", "ipywidgets 7.7.1"])
+@on_front("7.7.1")
 def test_own_lines_are_read_corrected_by_keyboard_taught_stopped_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, widgets7: bool
 ) -> None:
@@ -54,8 +54,9 @@ def test_own_lines_are_read_corrected_by_keyboard_taught_stopped_and_gone_on_wit
         teach_stop_and_go_on(lab, session)
 
 
+@on_front("8")
 def test_a_folder_of_scans_becomes_a_zip_of_pdf_and_alto_with_what_was_corrected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, widgets7: bool
 ) -> None:
     for package in ("jupyterlab", "rapidocr", "lxml", "pikepdf", "img2pdf"):
         pytest.importorskip(package)
@@ -73,7 +74,7 @@ def test_a_folder_of_scans_becomes_a_zip_of_pdf_and_alto_with_what_was_corrected
     folder.mkdir()
     shutil.copy(ROOT / "notebooks" / "trocr.ipynb", folder)
     shots = os.environ.get("FASTSD_SCREENSHOTS")
-    with open_browser() as page, start_lab(folder, widgets7=False) as address:
+    with open_browser() as page, start_lab(folder, widgets7=widgets7) as address:
         lab = Lab(page, address, "trocr.ipynb", Path(shots) / "trocr-zip" if shots else None)
         for cell in ("2a", "2b", "3a"):
             lab.run(cell)
