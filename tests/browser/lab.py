@@ -31,7 +31,7 @@ EDITOR = ".cm-content, .CodeMirror"  # of JupyterLab 4 and 3
 def on_front(widgets: str) -> pytest.MarkDecorator:
     """Give a long journey as `widgets7` whether it goes through JupyterLab 3 with ipywidgets 7.7.1, or today's with 8.
 
-    Each journey has one of the two, each notebook both. With FASTSD_FRONTS=all (`make test-fronts`) each journey has both.
+    Each journey has one of the two, each notebook both; FASTSD_FRONTS=all (`make test-fronts`) takes both for each.
     """
     chosen = ("8", "7.7.1") if os.environ.get("FASTSD_FRONTS") == "all" else (widgets,)
     return pytest.mark.parametrize("widgets7", [one != "8" for one in chosen], ids=[f"ipywidgets {x}" for x in chosen])
