@@ -113,8 +113,11 @@ def _cut(recipe: Recipe, size: int) -> Iterator[Piece]:
     if recipe.turned is not None:
         yield from recipe.pieces
         return
+    row = recipe.fact.count // recipe.fact.shape[0] if recipe.fact.shape else 1
     for piece in recipe.pieces:
         step = _PIECE_BYTES // max(size, DTYPE_BYTES[piece.stored])
+        if row < step:  # what is merged is multiplied by whole rows
+            step -= step % row
         for first in range(0, piece.count, step):
             yield Piece(piece.source, piece.name, piece.first + first, min(step, piece.count - first))
 
