@@ -214,9 +214,9 @@ def test_the_counts_are_those_of_the_networks(small_base):
 
 @pytest.mark.parametrize(
     ("precision", "resolution", "suits"),
-    [("bf16", 64, True), ("bf16", 248, True), ("bf16", 256, False), ("fp32", 64, False)],
+    [("bf16", 64, True), ("bf16", 512, True), ("fp32", 64, False)],
 )
-def test_the_forms_for_cpus_are_chosen_for_half_precision_below_256_px(small_base, precision, resolution, suits):
+def test_the_forms_for_cpus_are_chosen_for_half_precision(small_base, precision, resolution, suits):
     context = open_studio(small_base, precision=precision, resolution=resolution)
     assert suits_cpu(context.config, "cpu") is suits
     with context.autocast():
@@ -238,8 +238,25 @@ def test_the_form_for_cpus_computes_the_same(small_base):
     suit_cpu(text_encoder)
     assert torch.allclose(text_encoder(ids).last_hidden_state, text, atol=1e-5)
     assert torch.allclose(unet(noise, torch.tensor([3, 700]), text).sample, before, atol=1e-5)
-    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}
     assert text_encoder.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(("side", "plain"), [(31, True), (32, False)])
+def test_on_a_cpu_attention_is_plain_where_it_looks_at_few_tokens(small_base, monkeypatch, side, plain):
+    unet = open_studio(small_base).load_denoiser()
+    suit_cpu(unet)
+    fused, attend = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, key, *rest, **more: fused.append(key.shape[2]) or attend(query, key, *rest, **more),
+    )
+    attention = next(part for part in unet.modules() if type(part).__name__ == "Attention")
+    attention(torch.zeros(1, side * side, attention.query_dim))
+    assert fused == ([] if plain else [side * side])
+    attention = next(part for part in unet.modules() if getattr(part, "is_cross_attention", False))
+    attention(torch.zeros(1, 2048, attention.query_dim), torch.zeros(1, 77, attention.cross_attention_dim))
+    assert len(fused) == (not plain), "a prompt has few tokens, whatever the image's size"
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

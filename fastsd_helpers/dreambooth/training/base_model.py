@@ -31,6 +31,8 @@ __all__ = [
     "suits_cpu",
 ]
 
+_MANY_TOKENS = 1024  # from there on plain attention is not faster in training, and its maps grow large
+
 
 def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """A CLIP text encoder's tensors without the `text_model.` that transformers before 5.6 puts before each name.
@@ -219,15 +221,14 @@ def dtypes_of(family: Family, config: ResolvedConfig) -> tuple[Any, Any]:
 
 def suits_cpu(config: ResolvedConfig, device: str) -> bool:
     """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
-    # Plain attention holds whole attention maps: at 256 px and above it is not faster.
-    px = max(config.resolution, *config.training_resolutions)
-    return device == "cpu" and config.precision != "fp32" and (px // 8) ** 2 < 1024
+    return device == "cpu" and config.precision != "fp32"
 
 
 def suit_cpu(module: Any) -> None:
     """Choose the forms of attention and GroupNorm that are fast in training in bf16 on a CPU.
 
-    The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
+    The backward pass of torch's fused attention takes up to three times as long as the plain one's where there are few
+    tokens, as there always are of a prompt (benchmarks/results/dreambooth_step.md), and GroupNorm's takes 5 to 20 times
     as long on the channels-last values that bf16 convolutions hand over. In fp32 neither is so.
     """
     import torch
@@ -237,11 +238,26 @@ def suit_cpu(module: Any) -> None:
         return functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
     if hasattr(module, "set_attn_processor"):
-        from diffusers.models.attention_processor import AttnProcessor
-
-        module.set_attn_processor(AttnProcessor())
+        module.set_attn_processor(_AttentionByLength())
     elif hasattr(module, "set_attn_implementation"):
         module.set_attn_implementation("eager")
     for part in module.modules():
         if isinstance(part, torch.nn.GroupNorm):
             part.forward = MethodType(group_norm, part)
+
+
+class _AttentionByLength:
+    """A processor for diffusers' attention: plain where it looks at few tokens, else torch's fused one."""
+
+    def __init__(self) -> None:
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(
+        self, attention: Any, values: "torch.Tensor", encoder_hidden_states: Any = None, **rest: Any
+    ) -> "torch.Tensor":
+        looked_at = values if encoder_hidden_states is None else encoder_hidden_states
+        tokens = looked_at.shape[1] if looked_at.dim() == 3 else looked_at.shape[2:].numel()
+        chosen = self._plain if tokens < _MANY_TOKENS else self._fused
+        return chosen(attention, values, encoder_hidden_states, **rest)
