@@ -2,6 +2,7 @@
 
 import json
 import struct
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from dreambooth_runs import (  # noqa: E402
 
 from fastsd_helpers.dreambooth import export, plan, train  # noqa: E402
 from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig, sample  # noqa: E402
+from fastsd_helpers.dreambooth.training.lora import merge_lora  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError  # noqa: E402
 from fastsd_helpers.playground import open_artist  # noqa: E402
 from fastsd_helpers.playground.loras import load_lora  # noqa: E402
@@ -197,3 +199,17 @@ def test_what_a_lora_session_learned_is_drawn_by_sample(small_base, small_sessio
     train(config_for(small_base, **LORA), small_session)
     result = sample(SampleConfig(count=1, sample_steps=2), small_session)
     assert Image.open(result.path).size[0] > 64
+
+
+def test_a_lora_is_merged_one_layer_at_a_time():
+    state = {f"{number}.weight": torch.ones(8, 8, dtype=torch.bfloat16) for number in range(3)}
+    shapes = {"A": (2, 8), "B": (8, 2)}
+    pairs = {f"{layer}.lora_{side}.weight": torch.ones(shapes[side]) for layer in range(3) for side in shapes}
+    seen = []
+    for _name, merged in merge_lora(state, pairs, alpha=1.0):
+        assert all(earlier() is None for earlier in seen[:-1]), "a large model's layers do not fit beside it"
+        assert merged.dtype is torch.float32
+        assert (merged == 2).all(), "1 + 1 / 2 * 2"
+        seen.append(weakref.ref(merged))
+        del merged
+    assert len(seen) == 3

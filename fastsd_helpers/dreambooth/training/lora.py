@@ -108,9 +108,15 @@ def plain_lora_name(name: str) -> str:
 
 def merge_lora(
     state: "Mapping[str, torch.Tensor]", tensors: "Mapping[str, torch.Tensor]", *, alpha: float
-) -> "dict[str, torch.Tensor]":
-    """A whole part's tensors with the LoRA added, float32; names with or without `text_model.` as they were given."""
-    merged = dict(state)
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Give each changed tensor of a part with the LoRA added, by its name there: float32, one at a time.
+
+    All of a large model at once would be twice its size in 16 bits.
+
+    Args:
+        state: the part's own tensors, with or without `text_model.` in their names.
+        tensors: of the LoRA.
+    """
     spelling = {plain_name(name): name for name in state}
     for name, down in tensors.items():
         if name.endswith(".lora_A.weight"):
@@ -118,8 +124,7 @@ def merge_lora(
             target = spelling[name.replace(".lora_A.weight", ".weight")]
             change = (up.float().flatten(1) @ down.float().flatten(1)) * (alpha / down.shape[0])
             own = state[target]
-            merged[target] = own.float() + change.to(own.device).reshape(own.shape)
-    return merged
+            yield target, own.float() + change.to(own.device).reshape(own.shape)
 
 
 # ------------------------------------------------------------------------------------------------- the file

@@ -233,11 +233,18 @@ class TrainingContext:
 
     def _with_trained(self, module: Any, part: str) -> Any:
         tensors = self.trained_parts().get(part)
-        if tensors is not None:
-            if self.config.method == "lora":
-                tensors = merge_lora(module.state_dict(), tensors, alpha=self.config.lora_alpha)
+        if tensors is not None and self.config.method == "lora":
+            self._merge(module, tensors)
+        elif tensors is not None:
             put_tensors(module, tensors)
         return module
+
+    def _merge(self, module: Any, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """Put a LoRA into a module's own weights; returns them all."""
+        own = module.state_dict()
+        for name, merged in merge_lora(own, tensors, alpha=self.config.lora_alpha):
+            own[name].copy_(merged)
+        return own
 
     def whole_parts(self) -> "dict[str, Any]":
         """Each part as a checkpoint file needs it: all of its tensors, or the base model's folder where untouched."""
@@ -246,8 +253,7 @@ class TrainingContext:
             tensors = trained.get(part)
             whole[part] = tensors or self.base.folder / part
             if tensors is not None and self.config.method == "lora":
-                state = self.base.load(part).state_dict()
-                whole[part] = plain_names(merge_lora(state, tensors, alpha=self.config.lora_alpha))
+                whole[part] = plain_names(self._merge(self.base.load(part), tensors))
         return whole
 
     def keep(self, trainer: "StageTrainer") -> None:
