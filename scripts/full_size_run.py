@@ -64,7 +64,7 @@ def main() -> int:
     ]
     last = json.loads(phases[-1].lines[-1]) if phases[-1].status == 0 else {}
     equal = bool(last) and names_equal(Path(last["path"]))
-    going_on = [line for line in phases[-1].lines if "Going on" in line or "going on" in line]
+    going_on = [line for line in phases[-1].lines if line.startswith("Resuming")]
     rows = "\n".join(
         f"| {phase.name} | {phase.seconds:.0f} | {phase.peak_gb:.1f} | {phase.disk_gb:.1f} | {phase.status} |"
         for phase in phases
@@ -110,7 +110,7 @@ def run(name: str, words: list[str], root: Path, *, fault: str = "") -> Phase:
             pass
         time.sleep(0.2)
     reader.join()
-    disk = sum(path.stat().st_size for path in (root / SESSION).rglob("*") if path.is_file())
+    disk = sum(path.stat().st_size for path in (root / words[1]).rglob("*") if path.is_file())
     return Phase(name, time.monotonic() - started, peak * 1024 / 1e9, disk / 1e9, process.returncode, lines)
 
 

@@ -59,7 +59,7 @@ def main() -> int:
         command = [sys.executable, __file__, str(options.work), "--model", options.model, "--load", last["path"]]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         loaded = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    going_on = [line for line in phases[-1].lines if "oing on" in line]
+    going_on = [line for line in phases[-1].lines if line.startswith("Resuming")]
     rows = "\n".join(
         f"| {phase.name} | {phase.seconds:.0f} | {phase.peak_gb:.1f} | {phase.disk_gb:.2f} | {phase.status} |"
         for phase in phases
