@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PATHS: dict[str, tuple[str, Callable[[Path], None]]] = {}  # name -> (set, what it does), in this order
 _SIDE = 64
+_SMALL = ("--resolution", str(_SIDE), "--batch-size", "1", "--sample-every", "0")
 
 
 def path_of(name: str, set_name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
@@ -94,7 +95,7 @@ def prepare(work: Path) -> None:
 @path_of("train", "dreambooth")
 def train(work: Path) -> None:
     """A full training of a few steps, then what can be done with it."""
-    few = ["--unet-steps", "2", "--text-encoder-steps", "1", "--sample-every", "0", "--batch-size", "1"]
+    few = [*_SMALL, "--unet-steps", "2", "--text-encoder-steps", "1"]
     fastsd("dreambooth", "train", "mug", "--root", work / "Sessions", "--base-model", "demo", *few)
     fastsd("dreambooth", "export", "mug", "--root", work / "Sessions", "--out", work / "mug.safetensors")
     fastsd("inspect", work / "mug.safetensors")
@@ -115,7 +116,7 @@ def lora(work: Path) -> None:
     root, robots = work / "Sessions", Path(fastsd_helpers.__file__).parent / "demo" / "subjects" / "robot"
     fastsd("dreambooth", "new", "robot", "--root", root)
     fastsd("dreambooth", "prepare", "robot", "--root", root, "--images", robots, "--size", _SIDE)
-    few = ["--method", "lora", "--unet-steps", "2", "--sample-every", "0", "--batch-size", "1"]
+    few = [*_SMALL, "--method", "lora", "--unet-steps", "2"]
     fastsd("dreambooth", "train", "robot", "--root", root, "--base-model", "demo", *few)
     fastsd("dreambooth", "export", "robot", "--root", root, "--format", "lora", "--out", work / "robot.safetensors")
 
@@ -160,9 +161,9 @@ def read_auto(work: Path) -> None:
 def read_page(work: Path) -> None:
     """Pages of a PNG and a HEIC, and of a PDF, with the lines found."""
     out = work / "read.json"
-    fastsd("trocr", "read", work / "pages", "--pages", "--model", "demo-reader", "--out", out, "--format", "json")
+    *pictures, letter = (work / "pages" / name for name in ("page.png", "page.heic", "letter.pdf"))
+    fastsd("trocr", "read", *pictures, "--pages", "--model", "demo-reader", "--out", out, "--format", "json")
     require(out.stat().st_size > 200, "that pages were read")
-    letter = work / "pages" / "letter.pdf"
     fastsd("trocr", "read", letter, "--pages", "--model", "demo-reader", "--out", work / "letter.txt")
 
 

@@ -45,8 +45,10 @@ def values_for(notebook: str, work: Path) -> dict[str, dict]:
             "SessionConfig": {"session_name": "mug"},
             "show_photos_form": {"images": str(work / "photos"), "size": 64},
             "DreamBoothConfig": {
-                "base_model": "demo", "unet_steps": 2, "text_encoder_steps": 1, "sample_every": 0, "batch_size": 1,
+                "base_model": "demo", "method": "lora", "unet_steps": 2, "text_encoder_steps": 1, "sample_every": 0,
+                "resolution": 64, "batch_size": 1,
             },
+            "ExportConfig": {"format": "lora"},
         }  # fmt: skip
     if notebook == "trocr":
         return {

@@ -21,6 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
 sys.path[:0] = [path for path in PLACES if path not in sys.path]
 
+# Where this is set, as in many containers, each process that a test starts compiles all our modules anew, for a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Looking for cycles is a fifth of the time that importing PyTorch and its kin takes, and then each test has its share.
 gc.set_threshold(50_000, 20, 20)
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,25 @@ def config_for(base: Path, **values: Any) -> Any:
     few = {"resolution": 64, "batch_size": 1, "sample_every": 0, "save_every": 0, "precision": "fp32"}
     few |= {"unet_steps": 3, "text_encoder_steps": 3, "unet_lr": 1e-3, "text_encoder_lr": 1e-3}
     return DreamBoothConfig(base_model=str(base), **{**few, **values})
+
+
+def train_again(session: Path, settings: Mapping[str, str]) -> Path:
+    """The file of the same training of a session, with the same images, that nobody stopped; done in this process.
+
+    Args:
+        session: its folder; the copy that is trained lies beside its root.
+        settings: as a form names them, with blanks.
+    """
+    import shutil
+
+    from fastsd_helpers.cli import main
+
+    again = shutil.copytree(session, session.parents[1] / "again" / session.name)
+    shutil.rmtree(again / "exports")
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace(' ', '-')}", value)]
+    assert main(["dreambooth", "train", again.name, "--root", str(again.parent), *flags, "--restart"]) == 0
+    (made,) = (again / "exports").glob("*.safetensors")
+    return made
 
 
 def draw_quickly(monkeypatch: Any) -> None:

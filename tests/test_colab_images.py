@@ -39,7 +39,8 @@ PLATFORM = {
 }
 PLATFORM |= {"packaging", "pip", "google-colab", "kaggle-secrets", "pyarrow", "setuptools", "psutil"}
 QUICK = ("prepare", "read-auto", "gate", "webui")
-LONG = ("prepare", "train", "sample", "lora", "read-page", "teach-lora", "serve", "shrink", "small-page")
+# A LoRA is what the notebook trains.
+LONG = ("prepare", "train", "sample", "read-page", "teach-lora", "serve", "shrink", "small-page")
 
 
 def problems(rows: list[dict]) -> list[str]:

@@ -268,9 +268,9 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     session, begun, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level("INFO", "fastsd_helpers")
-    long = dataclasses.replace(TINY, epochs=80, measure_every=40)
-    page = Pressed(monkeypatch, at=20)
-    with pytest.raises(Interrupted, match=r"stopped at step \d+ of 240; everything up to there is saved") as caught:
+    long = dataclasses.replace(TINY, epochs=40, measure_every=40)
+    page = Pressed(monkeypatch, at=5)
+    with pytest.raises(Interrupted, match=r"stopped at step \d+ of 120; everything up to there is saved") as caught:
         forms.teach_reader(long, session)
     stopped_at = int(caught.value.problem.partition("at step ")[2].partition(" of")[0])
     assert "Run this cell again to resume" in caught.value.hint
@@ -286,7 +286,9 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     import shutil
 
     shutil.copytree(begun.folder, tmp_path / "other")
-    whole = forms.teach_reader(long, ReadingSession(tmp_path / "other"))
+    other = choose(ReadingSession(tmp_path / "other"), long)
+    sets = (other.folder / f"{name}.jsonl" for name in ("learned", "held-out"))
+    whole = finetune(other.settings, next(sets), other.folder, model=other.model, held_out=next(sets))
     assert whole.curve == made.curve
     one, other = ((made.path / "model.safetensors").read_bytes(), (whole.path / "model.safetensors").read_bytes())
     assert one == other

@@ -1,5 +1,8 @@
 """What the handwriting notebook shows: confidences, the correction table, teaching, comparing, the shared page."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from contrast import contrast
 from test_forms import text_of
@@ -19,25 +22,47 @@ from fastsd_helpers.trocr.teaching.progress import steps_in_words
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
 
+TINY = TeachConfig(epochs=1, batch_size=8, augment=False, precision="fp32", patience=0, held_out=0.25)
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
+    """A model that writes lines of few tokens."""
     folder = tmp_path_factory.mktemp("tiny") / "reader"
-    write_reader(folder, seed=1, end=4.0)
+    write_reader(folder, seed=1, end=4.0, max_position_embeddings=16)
     return folder
 
 
-@pytest.fixture
-def session(tmp_path, base):
-    """A session with 24 lines of 4 pages that were read."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, base):
+    """A session with 24 lines of 4 pages that were read; copied by each test."""
+    home = tmp_path_factory.mktemp("home")
+    pictures = home / "pictures"
+    pictures.mkdir()
     for place, picture in enumerate(noise_pictures(24)):
-        picture.save(folder / f"page{place // 6}-{place}.png")
-    session = forms.open_reading(ReadingSessionConfig("my lines"))
-    config = ReadPicturesConfig(images=str(folder), reader=str(base), pages="lines", precision="fp32", max_new_tokens=6)
-    forms.read_pictures(config, session)
+        picture.save(pictures / f"page{place // 6}-{place}.png")
+    session = ReadingSession(home / "my_lines")
+    read = {"images": str(pictures), "reader": str(base), "pages": "lines", "precision": "fp32", "max_new_tokens": 6}
+    forms.read_pictures(ReadPicturesConfig(**read), session)
     return session
+
+
+@pytest.fixture(scope="module")
+def taught(begun, tmp_path_factory):
+    """That session with all lines corrected and learned from, and what came of it; copied by each test."""
+    pytest.importorskip("jiwer")
+    pytest.importorskip("accelerate")
+    session = ReadingSession(shutil.copytree(begun.folder, tmp_path_factory.mktemp("taught") / "my_lines"))
+    for line in session.lines():
+        session.correct(line.key, "fox")
+    return session, forms.teach_reader(TINY, session)
+
+
+@pytest.fixture
+def session(tmp_path, begun):
+    """A session with 24 lines of 4 pages that were read, where a notebook finds it."""
+    shutil.copytree(begun.folder, tmp_path / "Fast-TrOCR" / "Sessions" / "my_lines")
+    return forms.open_reading(ReadingSessionConfig("my lines"))
 
 
 def rows_of(table):
@@ -231,23 +256,22 @@ def test_the_end_of_a_fine_tuning_says_when_it_is_worse_and_what_its_language_mo
     assert text.endswith("The CER is higher than before: use more lines, or a lower learning rate.")
 
 
-TINY = TeachConfig(epochs=1, batch_size=8, augment=False, precision="fp32", patience=0, held_out=0.25)
+@pytest.fixture
+def learned(taught, tmp_path):
+    """A copy of the session that was taught, as a new kernel finds it, and what came of it where it was taught."""
+    return ReadingSession(shutil.copytree(taught[0].folder, tmp_path / "my_lines")), taught[1]
 
 
-def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(session, caplog):
-    pytest.importorskip("jiwer")
-    pytest.importorskip("accelerate")
+def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(taught, learned, caplog):
     caplog.set_level("INFO", "fastsd_helpers")
-    for line in session.lines():
-        session.correct(line.key, "fox")
-    first = forms.teach_reader(TINY, session)
-    assert (first.train_lines, first.held_out_lines) == (18, 6)
-    assert first.path.parent.parent == session.folder / "fine-tuned"
+    session, there = learned
+    assert (there.train_lines, there.held_out_lines) == (18, 6)
+    assert there.path.parent.parent == taught[0].folder / "fine-tuned"
     # The settings outlive the kernel, and so does what was learned.
-    again = ReadingSession(session.folder)
-    assert forms.teach_reader(TINY, again) == first
+    first = forms.teach_reader(TINY, session)
+    assert replace(first, path=there.path) == there
     assert "already finished" in caplog.text
-    assert "Writing model shards" not in caplog.text
+    again = ReadingSession(session.folder)
     shown = forms.compare_reading(again)
     assert shown.comparison.before.scores == first.before.scores
     assert shown.comparison.after.scores == first.after.scores
@@ -261,18 +285,17 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     assert forms.compare_reading(session).comparison.before.scores == first.before.scores
     session.correct(session.lines()[0].key, "another")
     other = forms.teach_reader(TINY, session)
+    assert "Writing model shards" not in caplog.text
     assert other.path != first.path
     assert first.path.is_dir()
 
 
 @pytest.mark.slow
-def test_the_taught_reader_is_shrunk_once_and_measured(session, caplog):
+def test_the_taught_reader_is_shrunk_once_and_measured(learned, caplog):
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     caplog.set_level("INFO", "fastsd_helpers")
-    for line in session.lines():
-        session.correct(line.key, "fox")
-    forms.teach_reader(TINY, session)
+    session, _made = learned
     shown = forms.shrink_reader(session)._repr_html_()
     assert "fp32" in shown
     assert "dynamic" in shown

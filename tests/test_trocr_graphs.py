@@ -140,7 +140,7 @@ def test_reports_are_left_out_while_other_threads_import_and_leave_them_out_too(
                 del sys.modules[name]
 
     def leaves_out(_number):
-        for _ in range(300):
+        for _ in range(100):
             with graphs._without_reports():
                 assert sys.modules["openvino_telemetry"] is None
         return True

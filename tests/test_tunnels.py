@@ -808,7 +808,7 @@ def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
     ("body", "wait_s", "error", "said"),
     [
         ("say('login to server failed: EOF'); stay()", 40, TunnelServiceDown, "gradio ended without opening a tunnel"),
-        ("stay()", 8, TunnelTimeout, "opened no tunnel within 8 s"),
+        ("stay()", 3, TunnelTimeout, "opened no tunnel within 3 s"),
         ("sys.exit(1)", 40, TunnelServiceDown, "gradio ended without opening a tunnel"),
     ],
     ids=["refused", "mute", "dies"],
@@ -852,7 +852,7 @@ def test_a_share_that_ends_after_a_while_is_opened_anew(site: int, frpc: Callabl
     frpc(
         f"first = not os.path.exists({str(mark)!r}); open({str(mark)!r}, 'w').close()\n"
         "say(f'start proxy success: http://127.0.0.1:{forward(target)}')\n"
-        "time.sleep(3 if first else 600)"
+        "time.sleep(2 if first else 600)"
     )
     changed = threading.Event()
     with open_tunnel(site, "gradio", config=SHARE, on_change=lambda link: changed.set(), watch_every_s=0.3) as link:

@@ -25,7 +25,7 @@ from fastsd_helpers.errors import (
     WebUIError,
     WebUINotInstalled,
 )
-from fastsd_helpers.processes import LogTail
+from fastsd_helpers.processes import LogTail, end_group
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.webui import (
     InstallConfig,
@@ -47,6 +47,7 @@ from fastsd_helpers.webui.placing import models
 from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.models import ModelsConfig, place_models
 from fastsd_helpers.webui.placing.needed import find_needed
+from fastsd_helpers.webui.running import process
 from fastsd_helpers.webui.running.crash import explain_crash
 
 A1111 = find_ui("a1111")
@@ -376,14 +377,21 @@ def test_the_previous_notebooks_folder_is_used_as_it_is(small_ui: Any, where: di
 # ----------------------------------------------------------------------------------------------------------- models
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """The embedded model as one file: a real checkpoint of the SD 1.5 layout."""
+@pytest.fixture(scope="module")
+def demo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as one file: a real checkpoint of the SD 1.5 layout; not to be changed."""
     from fastsd_helpers.checkpoints import convert
     from fastsd_helpers.model_lookup import fetch_model
 
-    convert(fetch_model("demo"), tmp_path / "tiny.safetensors")
-    return tmp_path / "tiny.safetensors"
+    file = tmp_path_factory.mktemp("demo") / "tiny.safetensors"
+    convert(fetch_model("demo"), file)
+    return file
+
+
+@pytest.fixture
+def checkpoint(demo_file: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copy(demo_file, tmp_path))
 
 
 def test_a_file_is_linked_with_the_yaml_beside_it(checkpoint: Path, where: dict[str, str]) -> None:
@@ -606,7 +614,8 @@ def test_a_start_that_hangs_ends_at_the_deadline_and_leaves_nothing(stub: Any) -
 
 
 @pytest.mark.slow
-def test_another_process_finds_it_and_stops_it_with_all_it_started(stub: Any) -> None:
+def test_another_process_finds_it_and_stops_it_with_all_it_started(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "end_group", lambda leader, grace_s: end_group(leader, grace_s=min(1, grace_s)))
     marker = f"--marker-{os.getpid()}"
     running = stub.start("stubborn", extra_args=marker)
     assert stop("a1111", **stub.where) is True

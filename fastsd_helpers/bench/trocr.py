@@ -8,6 +8,7 @@ turns tokens into text and works out confidences, theirs does not. Memory is the
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import statistics
@@ -30,6 +31,13 @@ __all__ = ["GEOMETRY", "INT8", "Settings", "measure", "write_random_reader"]
 _THEIR_BEAMS, _OUR_BEAMS = "(d) transformers, beam 4", "(d) ours, beam 4, fp32"
 # Ways to int8, see quantize: the weights alone, or the encoder's activations too.
 INT8 = ("dynamic", "static")
+# What every variant imports.
+_OF_ALL = (
+    "torch",
+    "transformers.models.vit.modeling_vit",
+    "transformers.models.trocr.modeling_trocr",
+    "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder",
+)
 # (encoder width, layers, heads, inner), (decoder width, layers, heads, inner), words, side in pixels
 GEOMETRY = {
     "base": ((768, 12, 12, 3072), (1024, 12, 16, 4096), 50265, 384),
@@ -105,7 +113,7 @@ def measure(settings: Settings) -> Report:
                     sizes[f"int8 folder, {method}"] = bytes_in(_int8_folder(folder, method))
             # Before the models are loaded here: a machine may not have room for them twice.
             names = list(_makers(folder, settings)) if settings.memory else []
-            peaks = {name: _peak_apart(name, str(folder), settings) for name in names}
+            peaks = _peaks_apart(names, str(folder), settings) if names else {}
             seconds = _time_all({name: make() for name, make in _makers(folder, settings).items()}, settings)
     device = describe_device()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -167,13 +175,39 @@ def _time_all(runs: "dict[str, Callable[[int], Any]]", settings: Settings) -> di
     return seconds
 
 
-def _peak_apart(name: str, folder: str, settings: Settings) -> int:
-    """Peak memory of one variant in a fresh process: the model loaded, one batch read."""
+def _peaks_apart(names: list[str], folder: str, settings: Settings) -> dict[str, int]:
+    """Peak memory of each variant in a fresh process: the model loaded, one batch read.
+
+    They are forks of one that has imported what all of them need, which takes longer than reading with a small model.
+    """
     import multiprocessing  # not at import: it enters a second name for the main module
 
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_here, (name, folder, settings))
+    answer, there = context.Pipe(duplex=False)
+    process = context.Process(target=_peaks_of_forks, args=(there, names, folder, settings))
+    process.start()
+    there.close()
+    found = answer.recv()
+    process.join()
+    if isinstance(found, Exception):
+        raise found
+    return dict(found)
+
+
+def _peaks_of_forks(there: Any, names: list[str], folder: str, settings: Settings) -> None:
+    import multiprocessing
+
+    context, peaks = multiprocessing.get_context("fork"), {}
+    try:
+        for module in _OF_ALL:
+            importlib.import_module(module)
+        for name in names:
+            with context.Pool(1) as pool:
+                peaks[name] = pool.apply(_peak_here, (name, folder, settings))
+    except Exception as err:
+        there.send(err)
+    else:
+        there.send(peaks)
 
 
 def _peak_here(name: str, folder: str, settings: Settings) -> int:

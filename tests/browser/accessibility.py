@@ -176,7 +176,7 @@ def open_forms(folder: Path, cells: dict[str, str] | None = None) -> Iterator[An
         lab = Lab(page, address, "forms.ipynb")
         page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
         _run_all(page, lab)
-        _wait_for_all(page, lab, list(cells))
+        _wait_for_all(page, list(cells))
         page.add_style_tag(content=".jp-Notebook .jp-Cell-inputWrapper{display:none}")
         page.add_script_tag(path=str(find_axe()))
         yield page
@@ -189,17 +189,23 @@ def _run_all(page: Any, lab: Lab) -> None:
     while (prompt.text_content() or "").strip() in ("", "[ ]:") and time.monotonic() < end:
         # Not awaited: the command ends only when every cell has.
         page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_timeout(5000)
+        for _ in range(25):
+            page.wait_for_timeout(200)
+            if (prompt.text_content() or "").strip() not in ("", "[ ]:"):
+                break
 
 
-def _wait_for_all(page: Any, lab: Lab, titles: list[str]) -> None:
+def _wait_for_all(page: Any, titles: list[str]) -> None:
     """Wait for every cell; one that fails ends the waiting, because those after it are not run."""
     errors = page.locator("[data-mime-type='application/vnd.jupyter.stderr']")
     done, end = 0, time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         page.wait_for_timeout(1000)
         assert not errors.count(), errors.all_inner_texts()
-        prompts = [lab.cell(title).locator(".jp-InputPrompt").first.text_content() or "" for title in titles]
+        # The page has no other code cells, and is asked once for all of them.
+        prompts = page.locator(".jp-Notebook .jp-CodeCell").evaluate_all(
+            "cells => cells.map(cell => (cell.querySelector('.jp-InputPrompt') || cell).textContent)"
+        )
         before, done = done, sum(bool(re.search(r"\[\d+\]", prompt)) for prompt in prompts)
         if done == len(titles):
             page.wait_for_timeout(3000)

@@ -68,10 +68,7 @@ def start_lab(folder: Path, *, widgets7: bool = False, more: Sequence[str] = ())
         command.append("--KernelSpecManager.ensure_native_kernel=False")
         environment["JUPYTER_PREFER_ENV_PATH"] = "0"
         _write_kernel(folder / ".data" / "kernels" / "python3")
-    # Otherwise a question about news lies over the cells.
-    settings = folder / ".settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    _write_settings(folder)
     environment["JUPYTERLAB_SETTINGS_DIR"] = str(folder / ".settings")
     with open(folder / "lab.log", "wb") as log:
         process = subprocess.Popen(
@@ -93,6 +90,25 @@ def start_lab(folder: Path, *, widgets7: bool = False, more: Sequence[str] = ())
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _write_settings(folder: Path) -> None:
+    """Settings of the server and of the page without which each start asks, looks or loads for nothing."""
+    # Otherwise a question about news lies over the cells.
+    news = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    # Whether JupyterLab has to be built anew is a question to Node.js and npm, at every load of a page.
+    page = folder / ".jupyter" / "labconfig" / "page_config.json"
+    # Language servers are looked for with npm, extensions at a registry, and the old notebook is a page of its own.
+    server = folder / ".jupyter" / "jupyter_server_config.json"
+    unused = dict.fromkeys(("jupyter_lsp", "nbclassic", "jupyter_server_ydoc"), False)
+    texts: dict[Path, dict[str, Any]] = {
+        news: {"fetchNews": "false", "checkForUpdates": False},
+        page: {"buildAvailable": False, "buildCheck": False},
+        server: {"ServerApp": {"jpserver_extensions": unused}, "LabApp": {"extension_manager": "readonly"}},
+    }
+    for path, values in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
 
 
 def _write_kernel(folder: Path) -> None:
@@ -199,11 +215,12 @@ class Lab:
     def wait_done(self, title: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a cell has a number, which it gets when it is done."""
         prompt = self.cell(title).locator(".jp-InputPrompt").first
-        end = time.monotonic() + timeout_s
+        end, pause_ms = time.monotonic() + timeout_s, 100.0
         while time.monotonic() < end:
             if re.fullmatch(r"\[\d+\]:", (prompt.text_content() or "").strip()):
                 return
-            self.page.wait_for_timeout(200)
+            self.page.wait_for_timeout(pause_ms)
+            pause_ms = min(1000, 1.2 * pause_ms)  # the page looks through all its cells each time
         raise AssertionError(f"{title} is still running: {self.output(title)[-2000:]}")
 
     def wait_for_output(self, title: str, pattern: str, *, timeout_s: float = PATIENCE_S) -> str:
@@ -240,6 +257,11 @@ class Lab:
             return
         field.fill(value)
         field.press("Tab")
+
+    def unfold(self, title: str) -> None:
+        """Open the advanced settings of a form."""
+        self.cell(title).locator(".jupyter-widget-Collapse-header, .p-Collapse-header").first.click()
+        self.page.wait_for_timeout(500)
 
     def shoot(self, name: str, title: str | None = None) -> None:
         """Keep a screenshot of a cell, or of the notebook's page."""

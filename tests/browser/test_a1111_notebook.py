@@ -39,12 +39,6 @@ def run(lab: Lab, title: str) -> None:
     lab.wait_done(title)
 
 
-def unfold(lab: Lab, title: str) -> None:
-    """Open the advanced settings of a form."""
-    lab.cell(title).locator(".jupyter-widget-Collapse-header, .p-Collapse-header").first.click()
-    lab.page.wait_for_timeout(500)
-
-
 def test_install_start_share_log_in_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jupyterlab")
     # JupyterLab's own start sets IPYTHONDIR below its root folder, so the kernel's first file goes there.
@@ -91,11 +85,11 @@ def what_is_the_users_own(folder: Path) -> Path:
 def install(lab: Lab, programs: str, store: str, *, extension: Path) -> None:
     run(lab, "1")  # from here on the sentences are shown
     run(lab, "2a")
-    unfold(lab, "2a")
+    lab.unfold("2a")
     fill(lab, "2a", {"store": store, "without gpu": "yes"})
     run(lab, "2b")
     run(lab, "3a")
-    unfold(lab, "3a")
+    lab.unfold("3a")
     fill(lab, "3a", {"folder": programs, "extensions": str(extension)})
     lab.shoot("3a-install", "3a")
     run(lab, "3b")
@@ -125,7 +119,7 @@ def choose_models(lab: Lab, *, page_saved_as_model: Path) -> None:
 
 def start_and_share(lab: Lab) -> tuple[str, str, str]:
     run(lab, "6a")
-    unfold(lab, "6a")
+    lab.unfold("6a")
     fill(lab, "6a", {"port": str(free_port())})
     lab.shoot("6a-start", "6a")
     run(lab, "6b")
@@ -133,7 +127,7 @@ def start_and_share(lab: Lab) -> tuple[str, str, str]:
     lab.shoot("6b-started", "6b")
     run(lab, "7a")
     assert not lab.field("7a", "password").is_visible(), "a link asks for the web UI's own login"
-    unfold(lab, "7a")
+    lab.unfold("7a")
     fill(lab, "7a", {name.replace("_", " "): value for name, value in LINK.items()})
     run(lab, "7b")
     pattern = r"Link:\s+(\S+)\s+User:\s+(\S+)\s+Password:\s+(\S+)"

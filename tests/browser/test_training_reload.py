@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,19 @@ result = run_training(DreamBoothConfig(base_model="demo", method="lora", **few),
 """
 
 
+def wait_for(page: Any, is_so: Callable[[], bool]) -> None:
+    """Look until it is so, for a minute at most."""
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        page.wait_for_timeout(100)
+
+
+def step_of(lab: Lab) -> int:
+    """The step that is shown below the training."""
+    return int(re.search(r"step (\d+) of 400", lab.output("5"))[1])
+
+
 def test_a_page_loaded_anew_shows_the_training_and_its_stop_button(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,15 +61,15 @@ def test_a_page_loaded_anew_shows_the_training_and_its_stop_button(
         stop = lab.cell("5").locator(".fastsd-stop")
         page.wait_for_function("() => /step \\d+ of 400/.test(document.body.innerText)", timeout=300_000)
         assert "To stop it" in lab.output("5")
+        saved = (folder / "train.ipynb").stat().st_mtime_ns
         page.keyboard.press("Control+s")
-        page.wait_for_timeout(3000)
+        wait_for(page, lambda: (folder / "train.ipynb").stat().st_mtime_ns != saved)
         page.reload()
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         stop.wait_for(timeout=120_000)
-        first = int(re.search(r"step (\d+) of 400", lab.output("5"))[1])
+        first = step_of(lab)
         assert first < 400
-        page.wait_for_timeout(2000)
-        assert int(re.search(r"step (\d+) of 400", lab.output("5"))[1]) >= first
+        wait_for(page, lambda: step_of(lab) > first)
         stop.click()
         page.wait_for_function("() => /Stopped: run this cell again to resume/.test(document.body.innerText)")
         assert list((folder / "Sessions" / "rex" / "checkpoints").iterdir())

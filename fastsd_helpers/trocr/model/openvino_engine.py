@@ -34,7 +34,7 @@ from fastsd_helpers.trocr.model.torch_engine import TorchEngine, cross_keys, dec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
+__all__ = ["Encoded", "GraphEngine", "int8_engine", "require_packages", "write_graphs"]
 
 _VERSION = 3  # of the two graphs' inputs and outputs
 _one_at_a_time = threading.RLock()  # what the two packages see in sys.modules holds for the whole process
@@ -92,6 +92,15 @@ def _require(*names: str) -> list[Any]:
     hint = "Run: fastsd install trocr-int8, or choose --precision bf16 or fp32."
     with _without_reports(), needs_package("int8 on a CPU", hint):
         return [importlib.import_module(name) for name in names]
+
+
+def require_packages() -> None:
+    """Refuse to make int8 graphs where it cannot be done, before anything that takes its time.
+
+    Raises:
+        DependencyMissing: openvino or nncf is not installed.
+    """
+    _require("openvino", "nncf")
 
 
 def write_graphs(
@@ -372,7 +381,7 @@ def int8_engine(checkpoint: Checkpoint) -> Any:
         return GraphEngine(checkpoint.folder)
     if checkpoint.device == "cuda":
         return TorchEngine(open_in_bitsandbytes(checkpoint), device="cuda")
-    _require("openvino", "nncf")
+    require_packages()
     folder = _kept_folder(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that begin together would make it over each other.

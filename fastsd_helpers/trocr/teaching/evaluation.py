@@ -12,7 +12,16 @@ from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.teaching.metrics import Score, Scores, count_confusions, line_errors, score_lines
 
-__all__ = ["ComparedLine", "Comparison", "Evaluation", "compare_readers", "evaluate", "evaluation_from"]
+__all__ = [
+    "ComparedLine",
+    "Comparison",
+    "Evaluation",
+    "compare_readers",
+    "evaluate",
+    "evaluation_from",
+    "judge",
+    "measured_lines",
+]
 
 _WORST = 10
 
@@ -70,14 +79,21 @@ def evaluate(
     Raises:
         DatasetError: no line of it can be used.
     """
+    lines = measured_lines(data)
+    read = reader.read([line.picture for line in lines.lines], progress=progress)
+    return judge(lines, read, normal_form)
+
+
+def measured_lines(data: Any) -> LineSet:
+    """The lines of `data` that a model is measured on: of a set in parts, the test lines, else the validation lines."""
     lines = read_lines(data)
     if lines.has_part("train"):
         lines = measured if (measured := lines.of_part("test", "validation")).lines else lines
-    read = reader.read([line.picture for line in lines.lines], progress=progress)
-    return _judge(lines, read, normal_form)
+    return lines
 
 
-def _judge(lines: LineSet, read: list[Line], normal_form: Literal["NFC", "NFD", "none"] = "NFC") -> Evaluation:
+def judge(lines: LineSet, read: list[Line], normal_form: Literal["NFC", "NFD", "none"] = "NFC") -> Evaluation:
+    """Compare what was read of lines, in their order, with their text; see `evaluate`."""
     lines = lines.in_form(normal_form)
     if normal_form != "none":
         read = [replace(line, text=unicodedata.normalize(normal_form, line.text)) for line in read]
@@ -177,4 +193,4 @@ def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Co
         for line, *texts in zip(lines.lines, *([found.text for found in each] for each in read), strict=True)
     ]
     compared.sort(key=lambda line: -abs(line.errors_before - line.errors_after))
-    return Comparison(_judge(lines, read[0]), _judge(lines, read[1]), tuple(compared))
+    return Comparison(judge(lines, read[0]), judge(lines, read[1]), tuple(compared))

@@ -15,11 +15,11 @@ from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.checkpoint import open_checkpoint
-from fastsd_helpers.trocr.model.openvino_engine import write_graphs
+from fastsd_helpers.trocr.model.openvino_engine import require_packages, write_graphs
 from fastsd_helpers.trocr.pages.inputs import gather
 from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 from fastsd_helpers.trocr.reading.reader import Reader
-from fastsd_helpers.trocr.teaching.evaluation import evaluate
+from fastsd_helpers.trocr.teaching.evaluation import judge, measured_lines
 from fastsd_helpers.trocr.teaching.hub_upload import card_head
 from fastsd_helpers.trocr.teaching.metrics import line_errors
 
@@ -85,13 +85,14 @@ def quantize(
         DependencyMissing: openvino or nncf is not installed.
     """
     _require_replaceable(out, overwrite)
-    measured = read_lines(evaluate_on)
+    measured = measured_lines(evaluate_on)
     calibration = _calibration_pictures(calibrate_on, measured) if calibrate_on is not None else []
     checkpoint = open_checkpoint(model, precision="fp32", device="cpu")
     if checkpoint.model is None:
         raise SettingsError(f"{checkpoint.folder.name} is int8 already.", "Name the model it was made from.")
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise SettingsError(f"{out} holds the model itself.", "Name another folder.")
+    require_packages()
     work = out.with_name(f".{out.name}.trials")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -209,9 +210,9 @@ def _try(
     pictures = [line.picture for line in measured.lines] + more
     reader.read(pictures[: reader.batch_size])  # the first batch pays for buffers
     began = time.perf_counter()
-    read = [line.text for line in reader.read(pictures)]
+    lines = reader.read(pictures)
     seconds = time.perf_counter() - began
-    found = evaluate(reader, measured)
+    read, found = [line.text for line in lines], judge(measured, lines[: len(measured.lines)])
     parts = [folder / "openvino"] if method != "fp32" else [folder]
     endings = (".bin", ".safetensors", ".xml")
     size = sum(path.stat().st_size for part in parts for path in part.iterdir() if path.name.endswith(endings))

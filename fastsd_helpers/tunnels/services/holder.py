@@ -8,11 +8,15 @@ server]`. AGENT and FRPC are the programs to run, which the parent has checked: 
 """
 
 import contextlib
+import importlib
+import importlib.util
 import json
 import os
 import secrets
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +83,14 @@ def _open_ngrok(port: int, agent: str, domain: str = "") -> Any:
 
 def _open_gradio(port: int, frpc: str, server: str = "") -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from gradio import networking, tunneling
-
+    networking, tunneling = _gradios_tunnels()
     # gradio writes what it downloads before it compares it, and runs what lies there the next time.
     tunneling.BINARY_PATH = frpc
     tunneling.Tunnel.download_binary = staticmethod(lambda: None)
+    opened = threading.Event()
+    threading.Thread(target=_end_with_program, args=(tunneling.CURRENT_TUNNELS, opened), daemon=True).start()
     url = networking.setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), server or None, None)
+    opened.set()
     _say(url=url)
     tunnel = tunneling.CURRENT_TUNNELS[-1]
     for stream in (tunnel.proc.stdout, tunnel.proc.stderr):
@@ -92,8 +98,36 @@ def _open_gradio(port: int, frpc: str, server: str = "") -> Any:
     return lambda: tunnel.proc is not None and tunnel.proc.poll() is None
 
 
+def _gradios_tunnels() -> tuple[Any, Any]:
+    """gradio's modules `networking` and `tunneling`, without the rest of it where they allow: that takes seconds."""
+    names = ("gradio.networking", "gradio.tunneling")
+    spec = importlib.util.find_spec("gradio")
+    bare, routes = types.ModuleType("gradio"), types.ModuleType("gradio.routes")
+    bare.__path__ = list(spec.submodule_search_locations or ()) if spec else []
+    routes.App = None  # type: ignore[attr-defined]  # imported there for the order of imports, and not used
+    sys.modules.update({"gradio": bare, "gradio.routes": routes})
+    try:
+        networking, tunneling = map(importlib.import_module, names)
+    except Exception:  # those of another version need more
+        for name in [name for name in sys.modules if name.partition(".")[0] == "gradio"]:
+            del sys.modules[name]
+        networking, tunneling = map(importlib.import_module, names)
+    return networking, tunneling
+
+
+def _end_with_program(tunnels: list[Any], opened: threading.Event) -> None:
+    """End this process when gradio's program has ended without a link: gradio itself asks it on, for half a minute."""
+    program = None
+    while not opened.wait(0.2):
+        if program is not None and program.poll() is not None:
+            opened.wait(1)  # for gradio to read what it said last
+            if not opened.is_set():
+                said = program.stderr.read(1000).decode(errors="replace") if program.stderr else ""
+                _say(error="Ended", code="", text=f"The tunnel's program ended. {said}".strip())
+                os._exit(1)
+        program = tunnels[-1].proc if tunnels else None
+
+
 def _drain(stream: Any) -> None:
     """Read what nobody needs, so that the program that writes it never waits."""
-    import threading
-
     threading.Thread(target=lambda: [None for _line in stream], daemon=True).start()
