@@ -4,6 +4,7 @@ Nothing here installs, downloads or writes.
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.metadata
 import logging
@@ -34,6 +35,7 @@ __all__ = [
     "install_command",
     "load_peft",
     "make_cpu_sums_repeatable",
+    "quick_imports",
     "redact",
     "remember_secret",
     "secret",
@@ -192,6 +194,18 @@ def load_peft(what: str, hint: str) -> ModuleType:
             if name.partition(".")[0] == "peft" and hasattr(module, "is_torchao_available"):
                 vars(module)["is_torchao_available"] = lambda: False
     return peft
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Look for no cycles meanwhile: that is a fifth of the time that importing PyTorch and its kin takes."""
+    looks = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if looks:
+            gc.enable()
 
 
 def versions() -> dict[str, str]:

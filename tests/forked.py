@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["READING", "START_TOGETHER", "ForkServer", "ForkedProcess", "free_port"]
+__all__ = ["READING", "START_TOGETHER", "TRAINING", "ForkServer", "ForkedProcess", "free_port"]
 
 # What reading lines and teaching a reader import.
 READING = (
@@ -30,6 +30,15 @@ READING = (
         "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder",
         "fastsd_helpers.trocr.teaching.trainer",
     ),
+)
+
+# What a training imports, and what tests of it do.
+TRAINING = (
+    *("torch", "accelerate", "peft", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders"),
+    *("diffusers.schedulers.scheduling_ddim", "diffusers.schedulers.scheduling_ddpm", "matplotlib.figure"),
+    *("transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"),
+    *("fastsd_helpers.cli", "fastsd_helpers.dreambooth", "torch.utils.tensorboard", "dreambooth_runs"),
+    "fastsd_helpers.dreambooth.results.learned",  # which imports the rest of ours
 )
 
 # What `accelerate launch` gives each process it starts; forked here, because importing takes longer than training.
@@ -73,8 +82,8 @@ def free_port() -> int:
 class ForkedProcess:
     """A process of the server, with what tests use of `subprocess.Popen`."""
 
-    def __init__(self, answers: Any) -> None:
-        self._answers = answers
+    def __init__(self, answers: Any, out: Path, err: Path) -> None:
+        self._answers, self._files = answers, (out, err)
         self.pid: int = json.loads(answers.readline())
         self.returncode: int | None = None
 
@@ -89,6 +98,11 @@ class ForkedProcess:
         if self.returncode is None:
             self.returncode = json.loads(self._answers.readline())
         return self.returncode
+
+    def said(self) -> tuple[str, str]:
+        """What it has written so far to standard output and standard error."""
+        out, err = (path.read_text(encoding="utf-8") for path in self._files)
+        return out, err
 
     def send_signal(self, number: int) -> None:
         """As `kill` does."""
@@ -130,20 +144,17 @@ class ForkServer:
     def start(self, words: Sequence[object], *, env: Mapping[str, str] | None = None) -> ForkedProcess:
         """Begin what `python WORDS` would do (`-c`, `-m` or a file); the next may begin when it has ended."""
         request = {"words": list(map(str, words)), "env": dict(os.environ if env is None else env), "cwd": os.getcwd()}
-        request |= {"out": self._output("out"), "err": self._output("err")}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        return ForkedProcess(self._server.stdout)
+        out, err = (Path(self._files.name) / name for name in ("out", "err"))
+        self._server.stdin.write(json.dumps(request | {"out": str(out), "err": str(err)}) + "\n")
+        return ForkedProcess(self._server.stdout, out, err)
 
     def run(
         self, words: Sequence[object], *, env: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run it to its end, as `subprocess.run(..., capture_output=True, text=True)` does."""
-        status = self.start(words, env=env).wait()
-        out, err = (Path(self._output(name)).read_text(encoding="utf-8") for name in ("out", "err"))
-        return subprocess.CompletedProcess(list(words), status, out, err)
-
-    def _output(self, name: str) -> str:
-        return str(Path(self._files.name) / name)
+        process = self.start(words, env=env)
+        status = process.wait()
+        return subprocess.CompletedProcess(list(words), status, *process.said())
 
 
 def _serve() -> None:
@@ -180,6 +191,7 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _seed_anew()
     option, *rest = request["words"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import TRAINING
 
 from fastsd_helpers import __version__
 from fastsd_helpers.cli import main, model_commands
@@ -24,6 +25,7 @@ from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
+from fastsd_helpers.dreambooth.running.live import JournalReader
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.options import options_of
@@ -590,18 +592,18 @@ def test_what_was_learned_can_be_drawn_with_and_exported(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_saves_ends_with_130_and_goes_on(
-    run: Any, prepared: Path, base_model: Path, number: signal.Signals
+    run: Any, prepared: Path, base_model: Path, number: signal.Signals, forks: Any
 ) -> None:
     words = ["dreambooth", "train", "rex", "--root", str(prepared), "--base-model", str(base_model), *TINY]
     many = [*words, "--unet-steps", "2", "--text-encoder-steps", "100000"]
-    running = subprocess.Popen([*FASTSD, *many, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in running.stderr:
-        if line.startswith("text_encoder ") or "step" in line:
-            break
-    time.sleep(5)
+    session = Session.open("rex", root=prepared)
+    running = forks(*TRAINING).start(["-m", "fastsd_helpers", *many, "--json"])
+    while JournalReader(session).read().step < 2:
+        assert running.poll() is None, running.said()
+        time.sleep(0.1)
     running.send_signal(number)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 130, err
+    assert running.wait() == 130, running.said()
+    out, err = running.said()
     assert json.loads(out.splitlines()[-1])["exit_code"] == 130
     assert "everything is saved" in err
     step = Session.open("rex", root=prepared).record["progress"]["step"]

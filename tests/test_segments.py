@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dreambooth_runs import config_for, learned, same, stop_at  # noqa: E402
+from dreambooth_runs import config_for, draw_quickly, learned, make_session, same, stop_at  # noqa: E402
 
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train  # noqa: E402
 from fastsd_helpers.dreambooth.dataset.captioning import set_caption  # noqa: E402
@@ -194,10 +194,25 @@ def test_a_segment_that_was_cut_before_its_first_checkpoint_can_be_begun_anew(
 # ------------------------------------------------------------------------------------------------------ refusals
 
 
+@pytest.fixture(scope="module")
+def trained_once(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished session; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTSD_SCRATCH", str(folder / "scratch"))
+        draw_quickly(patch)
+        session = make_session(folder)
+        settings = {"unet_steps": 1, "text_encoder_steps": 0, "method": "lora", "lora_rank": 4, "seed": 7}
+        train(config_for(small_base, **settings), session)
+    return session.folder
+
+
 @pytest.fixture
-def finished(small_base: Path, small_session: Session) -> Session:
-    train(config_for(small_base, unet_steps=1, text_encoder_steps=0, method="lora", lora_rank=4, seed=7), small_session)
-    return small_session
+def finished(trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Session:
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    draw_quickly(monkeypatch)
+    shutil.copytree(trained_once, tmp_path / "sessions" / trained_once.name)
+    return Session.open(trained_once.name, root=tmp_path / "sessions")
 
 
 @pytest.fixture

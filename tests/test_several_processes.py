@@ -6,13 +6,13 @@ import shutil
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dreambooth_runs import build_base, config_for, learned, make_session, same
-from forked import START_TOGETHER, ForkServer, free_port
+from forked import START_TOGETHER, TRAINING, ForkServer, free_port
 
 from fastsd_helpers import launching
 from fastsd_helpers.dreambooth import train
@@ -26,11 +26,6 @@ from fastsd_helpers.sessions import Session, local_holder
 
 pytest.importorskip("accelerate")
 
-_IMPORTED = (
-    *("torch", "accelerate", "peft", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders"),
-    *("transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"),
-    *("diffusers", "fastsd_helpers.cli", "fastsd_helpers.dreambooth", "torch.utils.tensorboard", "dreambooth_runs"),
-)
 _START_TOGETHER = (
     "import types; from dreambooth_runs import draw_quickly; draw_quickly(types.SimpleNamespace(setattr=setattr))"
     + START_TOGETHER
@@ -44,12 +39,6 @@ _QUICK = (
     "precision=fp32",
     "batch_size=1",
 )
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with ForkServer(_IMPORTED) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +89,8 @@ class Runner:
 
 
 @pytest.fixture(scope="module")
-def runner(forks: ForkServer, ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return Runner(forks, ground, tmp_path_factory.mktemp("runs"))
+def runner(forks: Callable[..., ForkServer], ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(forks(*TRAINING), ground, tmp_path_factory.mktemp("runs"))
 
 
 def test_two_processes_make_the_weights_of_accumulation_two_bit_for_bit(runner: Runner) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from dreambooth_runs import build_base
 from fakes import WriteBackMount
+from forked import TRAINING
 from trash_mount import Drive, TrashMount, live_on
 
 from faults.fingerprints import fingerprint
@@ -75,19 +76,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 _SHAPES = ((96, 96), (64, 160), (160, 64))
 # One thread each: a process must not be forked from one whose threads have started.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-_PRELOADED = [
-    "torch",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.schedulers.scheduling_ddim",
-    "diffusers.schedulers.scheduling_ddpm",
-    "transformers.models.clip.modeling_clip",
-    "transformers.models.clip.tokenization_clip",
-    "matplotlib.figure",
-    "torch.utils.tensorboard",
-    "fastsd_helpers.dreambooth.results.learned",  # imports the rest; so an edit while runs go on changes none of them
-    "faults.kill_resume",
-]
+# With ours, so that an edit while runs go on changes none of them.
+_PRELOADED = [*TRAINING, "faults.kill_resume"]
 _TESTS = Path(__file__).resolve().parents[1]
 _LIMIT_S = 600
 SMALL_MARGIN = 2**19  # of the room on a small Drive, in bytes: logs and pictures
@@ -338,6 +328,7 @@ def _train(request: dict[str, Any]) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     _check_fresh(request["scratch"])
+    os.fsync = lambda _handle: None  # processes are killed here and no machines, and a busy disk is slow
     os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
     from fastsd_helpers import runtime
     from fastsd_helpers.dreambooth.results import finishing

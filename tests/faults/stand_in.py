@@ -1,6 +1,7 @@
 """A few lines in place of the networks: what is learned is eight numbers a stage; the rest is the real thing."""
 
 import hashlib
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,8 +93,15 @@ def put_in() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from fastsd_helpers.dreambooth.families import family_named
     from fastsd_helpers.dreambooth.results import finishing, learned
     from fastsd_helpers.dreambooth.running import engine
+    from fastsd_helpers.dreambooth.training.base_model import class_of
+
+    # What counts the networks' values and logs the losses: else every fork would spend seconds on importing it.
+    importlib.import_module("torch.utils.tensorboard")
+    for part in family_named("sd15").parts:
+        class_of(family_named("sd15"), part)
 
     def write(session: Any, context: Any, dst: Path, **_words: Any) -> Any:
         from fastsd_helpers.checkpoints import CheckpointFile

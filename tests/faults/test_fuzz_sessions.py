@@ -4,26 +4,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import TRAINING
 
 pytest.importorskip("torch")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def fuzz(tmp_path: Path, *words: str, prepend: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run the script as a user does; with `prepend`, after some lines that put a fault in."""
+def fuzz(forks: Any, tmp_path: Path, *words: str, prepend: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run the script; with `prepend`, after some lines that put a fault in."""
     script = REPOSITORY / "scripts" / "fuzz_sessions.py"
     path = [str(REPOSITORY), str(REPOSITORY / "tests")]
     start = f"import sys, runpy\nsys.argv = {[str(script), *words]!r}\nsys.path[:0] = {path!r}\n"
     code = f"{start}{prepend}\nrunpy.run_path({str(script)!r}, run_name='__main__')"
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    return forks(*TRAINING).run(["-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
 
 
-def test_five_random_lives_of_sessions_lose_nothing(tmp_path: Path) -> None:
-    done = fuzz(tmp_path, "--sequences", "5", "--seed", "7", "--steps", "10")
+def test_five_random_lives_of_sessions_lose_nothing(forks: Any, tmp_path: Path) -> None:
+    done = fuzz(forks, tmp_path, "--sequences", "5", "--seed", "7", "--steps", "10")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing lost in 5 sequences" in done.stdout
 
@@ -64,7 +65,7 @@ stand_in.StandInJob.__init__ = lambda self, *rest, key="", **more: begin(self, *
     [(ONE_IDENTITY, "have one identity"), (ONE_KEY, "is not what a run without a kill has learned")],
     ids=["a copy keeps the id", "segments share their randomness"],
 )
-def test_faults_that_are_put_in_are_found(tmp_path: Path, fault: str, words: str) -> None:
-    done = fuzz(tmp_path, "--sequences", "12", "--seed", "1", prepend=fault)
+def test_faults_that_are_put_in_are_found(forks: Any, tmp_path: Path, fault: str, words: str) -> None:
+    done = fuzz(forks, tmp_path, "--sequences", "12", "--seed", "1", prepend=fault)
     assert done.returncode == 1, done.stdout + done.stderr
     assert words in done.stdout

@@ -48,7 +48,7 @@ from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
 from fastsd_helpers.processes import Ranks, stop_signals, watched_over, world_here
-from fastsd_helpers.runtime import choose_waiting, fault_point, make_cpu_sums_repeatable, versions
+from fastsd_helpers.runtime import choose_waiting, fault_point, make_cpu_sums_repeatable, quick_imports, versions
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
@@ -167,6 +167,7 @@ def _open_store(session: Session, report: Report, *, restart: bool) -> Checkpoin
 class _Run:
     """One call of `train`: settings and context, opened in the order in which they can fail."""
 
+    @quick_imports()  # the first run of a process imports all that trains
     def __init__(
         self,
         config: DreamBoothConfig,
@@ -202,11 +203,12 @@ class _Run:
         self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
         # What is planned is the newest segment: those before it are done.
         stages = {leg.stage: leg.steps for leg in self.start.own_legs}
+        counts = {stage: trained_count_of(self.start.base, self.start.config, stage) for stage in stages}
         self.plan = plan_run(
             self.start.config,
             stages,
-            {stage: trained_count_of(self.start.base, self.start.config, stage) for stage in stages},
-            learned.export_bytes(self.start.base, self.start.config, {leg.stage for leg in self.start.legs}),
+            counts,
+            learned.export_bytes(self.start.base, self.start.config, {leg.stage for leg in self.start.legs}, counts),
             session.folder,
             standing=self._standing(stages),
         )
@@ -233,6 +235,7 @@ class _Run:
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
+        self.versions = versions()  # read once: that takes as long as a small step, and every checkpoint notes them
         self._saved: Any = None  # stage and step of the newest checkpoint of this call
         every = self.config.sample_every
         grids = sum(steps // every for steps in left.values()) if every else 0
@@ -298,7 +301,7 @@ class _Run:
             base_model=start.base_model,
             seed=self.config.seed,
             prompts=sorted({image.prompt for image in start.dataset.train}),
-            versions=versions(),
+            versions=self.versions,
         )
         fault_point("segment.recorded")
         self.context.fill_caches(start.dataset, self.class_images.fill(say=self.say, stopped=stop.is_set))
@@ -439,7 +442,7 @@ class _Run:
             "seed": self.config.seed,
             "prompts": self.context.prompts,
             "dataset": self.session.record["dataset"],
-            "versions": versions(),
+            "versions": self.versions,
             "arithmetics": self.arithmetics,
             "steps": leg.end,
             "run": self.number,
