@@ -150,7 +150,7 @@ def _watched() -> Iterator[tuple[dict[str, float], dict[str, float]]]:
     places = [
         ("finding", page_reader, "find_lines"), ("finding", page_reader, "_upright_votes"),
         ("cutting", page_reader, "cut_outline"), ("cutting", page_reader, "baseline_of"), ("reading", Reader, "read"),
-        ("writing", transcription._Work, "_finish"), ("writing", results.LocalResults, "append"),
+        ("writing", transcription._Work, "finish"), ("writing", results.LocalResults, "append"),
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         for part, owner, name in places:
