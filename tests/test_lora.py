@@ -4,6 +4,7 @@ import json
 import struct
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from installed import require_installed
@@ -20,7 +21,7 @@ from dreambooth_runs import (  # noqa: E402
 
 from fastsd_helpers.dreambooth import export, plan, train  # noqa: E402
 from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig, sample  # noqa: E402
-from fastsd_helpers.dreambooth.training.lora import merge_lora  # noqa: E402
+from fastsd_helpers.dreambooth.training.lora import add_lora, lora_parameters, merge_lora  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError  # noqa: E402
 from fastsd_helpers.playground import open_artist  # noqa: E402
 from fastsd_helpers.playground.loras import load_lora  # noqa: E402
@@ -199,6 +200,37 @@ def test_what_a_lora_session_learned_is_drawn_by_sample(small_base, small_sessio
     train(config_for(small_base, **LORA), small_session)
     result = sample(SampleConfig(count=1, sample_steps=2), small_session)
     assert Image.open(result.path).size[0] > 64
+
+
+def test_the_input_of_half_precision_layers_is_not_copied_for_the_matrices_and_no_bit_changes() -> None:
+    def gradients(*, as_peft: bool) -> tuple[list, dict[int, int]]:
+        torch.manual_seed(0)
+        layers = torch.nn.ModuleDict({name: torch.nn.Linear(32, 32) for name in ("to_q", "to_k", "to_v")})
+        layers.to(torch.bfloat16).requires_grad_(False)
+        family = SimpleNamespace(takes_lora=lambda _part, name, _targets: bool(name))
+        add_lora(family, {"unet": layers}, "unet", rank=4, alpha=6.0, seed=1, targets="attention")
+        for layer in layers.values():
+            layer.cast_input_dtype_enabled |= as_peft
+        with torch.no_grad():
+            for _name, matrix in lora_parameters(layers):
+                matrix += 0.1 * torch.randn(matrix.shape)
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if len(tensor) == 64:
+                kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        values = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            loss = sum(layer(values).float().square().mean() for layer in layers.values())
+        loss.backward()
+        return [values.grad, *(matrix.grad for _name, matrix in lora_parameters(layers))], kept
+
+    ours, kept = gradients(as_peft=False)
+    pefts, more = gradients(as_peft=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
+    assert sum(more.values()) - sum(kept.values()) == 2 * 64 * 32 * 2, "q, k and v keep one input, not one each"
 
 
 def test_a_lora_is_merged_one_layer_at_a_time():

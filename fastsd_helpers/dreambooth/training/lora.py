@@ -82,6 +82,10 @@ def add_lora(
         names = [name for name, _ in _targets(family, module, part, targets)]
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, bias="none")
         peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+        for layer in module.modules():
+            if hasattr(layer, "cast_input_dtype_enabled"):
+                # To float32, and by autocast back at once: the same bits, after four copies and with one more kept.
+                layer.cast_input_dtype_enabled = False
         start = f"{part}." if len(networks) > 1 else ""
         with torch.no_grad():
             for name, parameter in lora_parameters(module):
