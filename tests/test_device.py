@@ -1,5 +1,6 @@
 """The processor and its memory: what is told of them, with and without torch."""
 
+import platform
 import subprocess
 import sys
 import types
@@ -90,3 +91,31 @@ def test_peak_memory_rises_with_what_is_held_and_is_this_process_own() -> None:
     assert 2e6 < before < 80e6
     assert 70e6 < rise < 100e6
     assert devices.peak_memory_bytes("cuda") >= 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_was_freed_below_something_that_stays_goes_back_to_the_system() -> None:
+    code = """
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fastsd_helpers.device import give_back_freed_memory, reuse_freed_memory
+
+def own():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+reuse_freed_memory()
+blocks = [np.ones(1 << 20, np.uint8) for _ in range(200)]
+stays = np.ones(1 << 20, np.uint8)
+full = own()
+del blocks
+freed = own()
+give_back_freed_memory()
+print(full - freed, freed - own())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    at_once, given_back = map(int, done.stdout.split())
+    assert at_once < 20, "steps of a training want the same blocks again"
+    assert given_back > 180

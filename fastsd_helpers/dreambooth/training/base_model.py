@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
+from fastsd_helpers.device import give_back_freed_memory
 from fastsd_helpers.downloads import model_hash, variant_of
 from fastsd_helpers.dreambooth.families import Family, Objective, family_named
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
@@ -126,6 +127,7 @@ class BaseModel:
         require_inert(self.folder / part)
         kind = class_of(self.family, part)
         _silence_bars()
+        give_back_freed_memory()  # of the networks before it
         try:
             module = kind.from_pretrained(
                 self.folder,
