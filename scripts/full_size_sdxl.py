@@ -2,7 +2,7 @@
 
     python scripts/full_size_sdxl.py WORK_FOLDER [--images DIR] [--resolution 512] [--model sixteenth] [--write]
 
-It needs about 14 GB of memory and 10 GB of disk in WORK_FOLDER. The weights mean nothing; names, shapes, bytes and
+It needs about 12 GB of memory and 10 GB of disk in WORK_FOLDER. The weights mean nothing; names, shapes, bytes and
 times are those of the real model. The run is killed (SIGKILL) right after the second step and before it is saved, so
 the resumed run takes that step again. At last diffusers loads the LoRA file into its own pipeline, and the U-Net is
 called with it and without it. --write records the figures in benchmarks/results/full_size_sdxl.md.
