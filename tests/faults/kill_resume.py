@@ -4,8 +4,8 @@ Every run, killed or resuming, is a process of its own with a scratch folder of 
 of torch they are forked from a server process (multiprocessing's forkserver) that has imported the libraries and this
 package and done nothing else: it runs one thread and has passed no fault point, which every run checks first; each run
 has random seeds of its own, as new interpreters have.
-The command line in a new interpreter gives the same weights; a test compares the two.
-Images are drawn in 1 denoising step and the loss plot only at the end: both take time and go into no weight.
+The command line in a new interpreter, which draws the images too, gives the same weights; a test compares the two.
+Forked runs leave the images blank and draw no loss plot: both take time and go into no weight.
 
 The mount is tests/fakes.py's WriteBackMount: the killed run's own view of it is thrown away, and the next process gets
 a new view with what had been delivered, cut short or changed by then.
@@ -44,6 +44,7 @@ __all__ = [
     "choose_drive_moments",
     "choose_moments",
     "count_passings",
+    "draw_in_one_step",
     "kill_and_resume",
     "make_world",
     "train_in_new_interpreter",
@@ -72,6 +73,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl-full": ("sdxl", {"method": "full", "precision": "bf16"}),
     "buckets": ("sd15", {"resolutions": "64,128"}),
     "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
+    # Half the steps, each stage still into its second pass over the four images.
+    "short": ("sd15", {"text_encoder_steps": 6, "unet_steps": 8, "save_every": 2}),
 }
 _SHAPES = ((96, 96), (64, 160), (160, 64))
 # One thread each: a process must not be forked from one whose threads have started.
@@ -112,7 +115,12 @@ class World:
 
     base: Path
     prepared: Path  # a sessions root
-    settings: dict[str, Any] = field(default_factory=dict)  # that differ from SETTINGS
+    own: dict[str, Any] = field(default_factory=dict)  # settings that differ from SETTINGS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings of its runs."""
+        return {**SETTINGS, "base_model": str(self.base), **self.own}
 
 
 def make_world(folder: Path, variant: str = "full") -> World:
@@ -243,12 +251,7 @@ class Run:
             "signal_at": signal_at,
             "settle_s": settle_s,
             "drive": None if place.drive is None else [str(place.mount.notes), place.drive.quota],
-            "settings": {
-                **SETTINGS,
-                "base_model": str(place.world.base),
-                **place.world.settings,
-                **(settings or {}),
-            },
+            "settings": {**place.world.settings, **(settings or {})},
         }
         self.process = _server().Process(target=_train, args=(request,))
         self.process.start()
@@ -330,18 +333,18 @@ def _train(request: dict[str, Any]) -> None:
     _check_fresh(request["scratch"])
     os.fsync = lambda _handle: None  # processes are killed here and no machines, and a busy disk is slow
     os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
+    from PIL import Image
+
     from fastsd_helpers import runtime
     from fastsd_helpers.dreambooth.results import finishing
     from fastsd_helpers.dreambooth.resume import room, store
     from fastsd_helpers.dreambooth.running import engine
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-    from fastsd_helpers.dreambooth.training import sampling
     from fastsd_helpers.errors import FastSDError
     from fastsd_helpers.sessions import Session
 
     engine.plot_losses = lambda *args, **kwargs: None
-    draw = sampling.draw_pictures
-    finishing.draw_pictures = sampling.draw_pictures = lambda *args, **options: draw(*args, **options | {"steps": 1})
+    finishing.draw_with = lambda context, vae, prompts, **options: [Image.new("RGB", (8, 8)) for _ in prompts]
     if request["settle_s"] is not None:
         store.delivers_late, store._SETTLE_S = (lambda folder: True), request["settle_s"]
     if request["drive"] is not None:
@@ -387,13 +390,24 @@ def _check_fresh(scratch: str) -> None:
     np.random.seed()
 
 
-def train_in_new_interpreter(place: Place, *, fault: str | None = None) -> int:
+def draw_in_one_step() -> None:
+    """Let this process draw its images before and after in one denoising step."""
+    from fastsd_helpers.dreambooth.training import sampling
+
+    draw = sampling.draw_pictures
+    sampling.draw_pictures = lambda *args, **options: draw(*args, **options | {"steps": 1})
+
+
+def train_in_new_interpreter(place: Place) -> int:
     """Train with the command line itself, in a new interpreter; returns the exit status."""
-    settings = {**SETTINGS, "base_model": str(place.world.base), **place.world.settings}
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [
+        part for name, value in place.world.settings.items() for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     scratch = place.folder / f"scratch-{place.number}"
-    environment = {**os.environ, **_ONE_THREAD, "FASTSD_SCRATCH": str(scratch), "FASTSD_FAULT": fault or ""}
-    start = "import sys; from fastsd_helpers.cli import main; sys.exit(main())"
+    environment = {**os.environ, **_ONE_THREAD, "FASTSD_SCRATCH": str(scratch)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(_TESTS.parent), str(_TESTS)])
+    start = "import sys; from faults.kill_resume import draw_in_one_step; from fastsd_helpers.cli import main; "
+    start += "draw_in_one_step(); sys.exit(main())"
     command = [sys.executable, "-c", start, "dreambooth", "train", SESSION, "--root", str(place.view)]
     with open(f"{scratch}.log", "wb") as log:
         return subprocess.run(
@@ -461,7 +475,7 @@ def count_passings(world: World, folder: Path) -> tuple[dict[str, int], dict[str
     if run.wait() != 0:
         raise AssertionError(f"The uninterrupted run failed: {run.said()[-3:]} {run.log.read_text()[-2000:]}")
     place.leave()
-    return run.last()["passings"], fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"])
+    return run.last()["passings"], fingerprint(place.cloud / SESSION, world.settings["unet_steps"])
 
 
 def choose_drive_moments(passings: dict[str, int], *, count: int, seed: int) -> list[Moment]:
@@ -569,7 +583,7 @@ def kill_and_resume(
         poor = drive is not None and not outcome.poor and any("was not written to" in sentence for sentence in said)
         outcome.poor = outcome.poor or ("the last checkpoint" if poor else "")
         try:
-            found = fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"], file_only=poor)
+            found = fingerprint(place.cloud / SESSION, world.settings["unet_steps"], file_only=poor)
         except Exception as err:  # what was made is not there, or not whole: one case failed, the others go on
             found = {repr(err): ""}
         roles = found if poor else {*found, *expected}

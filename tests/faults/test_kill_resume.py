@@ -19,7 +19,7 @@ from trash_mount import Drive, TrashMount
 from faults.fingerprints import fingerprint, hash_file
 from faults.kill_resume import (
     SESSION,
-    SETTINGS,
+    VARIANTS,
     Moment,
     Place,
     choose_moments,
@@ -35,7 +35,9 @@ pytestmark = [
     pytest.mark.numeric,
     pytest.mark.timeout(900),  # about 10 s each on a core of their own; a busy machine needs far longer
 ]
-STOPPED_AT, SAVED_BEFORE = 11, 9  # steps of the U-Net's stage
+TEXT_STEPS, UNET_STEPS = VARIANTS["short"][1]["text_encoder_steps"], VARIANTS["short"][1]["unet_steps"]
+STEPS = TEXT_STEPS + UNET_STEPS
+STOPPED_AT, SAVED_BEFORE = 7, 6  # steps of the U-Net's stage
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # also for the server that runs are forked from
         patch.setenv("HOME", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        yield make_world(folder)
+        yield make_world(folder, "short")
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +79,27 @@ def finish(place: Place) -> tuple[dict[str, str], list[str]]:
     run = place.begin()
     assert run.wait() == 0, run.said()[-3:]
     place.leave()
-    return fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]), run.said()
+    return fingerprint(place.cloud / SESSION, UNET_STEPS), run.said()
 
 
 # ------------------------------------------------------------------------------------------ killed
 
 
 def test_a_run_killed_while_its_checkpoint_is_copied_ends_with_the_same_weights(world, stopped, expected, tmp_path):
-    # Killed in the copy of step 12. What the mount delivered of it depends on the clock; step 11 was there before.
+    # Killed in the copy of step 8. What the mount delivered of it depends on the clock; step 7 was there before.
     outcome = kill_and_resume(
         world, tmp_path / "place", Moment("copy.half:2", 4, 120.0, 0.3), expected, start=stopped[0]
     )
     assert outcome.equal, outcome.problem
-    assert outcome.reached == "unet 12"
-    assert outcome.resumed_from == f"step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26"
+    assert outcome.reached == f"unet {UNET_STEPS}"
+    assert outcome.resumed_from == f"step {TEXT_STEPS + STOPPED_AT} of {STEPS}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
-        Moment("step.text_encoder:8", 1, 1.0, 1.0),
+        Moment("step.text_encoder:5", 1, 1.0, 1.0),
         Moment("checkpoint.hash:14", 2, 120.0, 0.3),
         Moment("export.tensor:300", 3, 1.0, 0.03),
     ],
@@ -111,20 +113,20 @@ def test_a_run_killed_at_a_named_point_ends_with_the_same_weights(world, expecte
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(world, expected, tmp_path):
     place = Place(world, tmp_path / "place", seed=5, delivery_s=0.3)
-    for fault in ("step.text_encoder:5", "copy.before_manifest:2", "checkpoint.fsync:4", "step.unet:4"):
+    for fault in ("step.text_encoder:3", "copy.before_manifest:2", "checkpoint.fsync:4", "step.unet:3"):
         assert place.begin(fault=fault, settle_s=120.0).wait() == -signal.SIGKILL
         place.crash()
     assert finish(place)[0] == expected
 
 
 @pytest.mark.slow
-def test_the_command_line_in_new_interpreters_ends_with_the_same_weights(world, expected, tmp_path):
+def test_the_command_line_in_a_new_interpreter_ends_with_the_same_weights(world, expected, tmp_path):
     place = Place(world, tmp_path / "place", seed=6)
-    assert train_in_new_interpreter(place, fault="step.unet:8") == -signal.SIGKILL
+    assert place.begin(fault="step.text_encoder:3").wait() == -signal.SIGKILL
     place.crash()
     assert train_in_new_interpreter(place) == 0
     place.leave()
-    assert fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]) == expected
+    assert fingerprint(place.cloud / SESSION, UNET_STEPS) == expected
 
 
 # ----------------------------------------------------------------------------------------- damaged
@@ -162,7 +164,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said_so(
     sentence = next(line for line in said if line.startswith("Checkpoint"))
     assert f"(unet, step {STOPPED_AT}) {words}" in sentence
     assert sentence.endswith(f"(unet, step {SAVED_BEFORE}).")
-    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + SAVED_BEFORE} of 26." in said
+    assert f"Resuming after step {TEXT_STEPS + SAVED_BEFORE} of {STEPS}." in said
     assert made == expected
 
 
@@ -175,7 +177,7 @@ def test_a_session_json_cut_in_half_stops_nothing(world, stopped, expected, tmp_
         shutil.rmtree(root / SESSION / ".record")
     made, said = finish(Place(world, tmp_path / "place", seed=3, start=root))
     assert any(line.startswith("session.json of 'robot' is truncated") for line in said)
-    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert f"Resuming after step {TEXT_STEPS + STOPPED_AT} of {STEPS}." in said
     assert made == expected
 
 
@@ -187,27 +189,27 @@ def test_sigterm_saves_everything_and_the_run_goes_on_from_there(world, stopped,
     root, last = stopped
     assert (last["kind"], last["error"]) == (
         "Interrupted",
-        f"Stopped at unet step {STOPPED_AT} of {SETTINGS['unet_steps']}, after step "
-        f"{SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26; everything is saved.",
+        f"Stopped at unet step {STOPPED_AT} of {UNET_STEPS}, after step "
+        f"{TEXT_STEPS + STOPPED_AT} of {STEPS}; everything is saved.",
     )
     made, said = finish(Place(world, tmp_path / "place", seed=4, start=root))
-    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert f"Resuming after step {TEXT_STEPS + STOPPED_AT} of {STEPS}." in said
     assert made == expected
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_stage_1_saves_everything_and_the_run_goes_on_from_there(world, expected, tmp_path):
     place = Place(world, tmp_path / "place", seed=5)
-    run = place.begin(signal_at=("text_encoder", 4, signal.SIGINT))
+    run = place.begin(signal_at=("text_encoder", 3, signal.SIGINT))
     assert run.wait() == 3
     assert (run.last()["kind"], run.last()["error"]) == (
         "Interrupted",
-        "Stopped at text encoder step 4 of 12, after step 4 of 26; everything is saved.",
+        f"Stopped at text encoder step 3 of {TEXT_STEPS}, after step 3 of {STEPS}; everything is saved.",
     )
     place.leave()
     place.move()
     made, said = finish(place)
-    assert "Resuming after step 4 of 26." in said
+    assert f"Resuming after step 3 of {STEPS}." in said
     assert made == expected
 
 
@@ -220,7 +222,7 @@ def test_a_changed_setting_is_refused_and_listed(world, stopped, tmp_path):
     last = run.last()
     assert last["kind"] == "SettingsError"
     assert "seed was 5 and is now 6" in last["error"]
-    assert "unet_steps was 14 and is now 20" in last["error"]
+    assert f"unet_steps was {UNET_STEPS} and is now 20" in last["error"]
     assert "text_encoder_steps" not in last["error"]
     assert "--restart" in last["hint"]
     assert {path.name for path in generations(place.view)} == before
@@ -241,7 +243,7 @@ def test_a_second_run_on_the_session_is_refused_while_the_first_goes_on(world, e
     finally:
         first.process.kill()
     place.leave()
-    assert fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]) == expected
+    assert fingerprint(place.cloud / SESSION, UNET_STEPS) == expected
 
 
 # ------------------------------------------------------------------------------- the harness itself
