@@ -149,8 +149,14 @@ def train_again(session: Path, settings: Mapping[str, str]) -> Path:
     return made
 
 
-def draw_quickly(monkeypatch: Any) -> None:
-    """One denoising step an image and no loss plot: both take time and go into no weight."""
+def draw_quickly(monkeypatch: Any, *, blank: bool = True) -> None:
+    """Blank images before and after, one denoising step for others, and no loss plot: none of it goes into a weight.
+
+    Args:
+        monkeypatch: what undoes it.
+        blank: without it, the images before and after have one denoising step too.
+    """
+    from PIL import Image
 
     from fastsd_helpers.dreambooth.prior import class_images
     from fastsd_helpers.dreambooth.results import finishing
@@ -167,6 +173,10 @@ def draw_quickly(monkeypatch: Any) -> None:
     draw = sampling.draw_pictures
     for module in (finishing, sampling):
         monkeypatch.setattr(module, "draw_pictures", lambda *args, **options: draw(*args, **options | {"steps": 1}))
+    if blank:
+        monkeypatch.setattr(
+            finishing, "draw_with", lambda _context, _vae, asked, **_: [Image.new("RGB", (64, 64))] * len(asked)
+        )
     monkeypatch.setattr(class_images, "_STEPS", 1)
 
 

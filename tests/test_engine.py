@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(small_base, undrawn, tmp_path, s
 
 @pytest.mark.numeric
 def test_a_stop_is_heard_between_the_denoising_steps_of_samples_and_of_before_and_after(
-    small_base, small_session, tmp_path, monkeypatch
+    small_base, session, tmp_path, monkeypatch
 ) -> None:
     from dreambooth_runs import config_for, learned, same
 
@@ -154,6 +154,7 @@ def test_a_stop_is_heard_between_the_denoising_steps_of_samples_and_of_before_an
     from fastsd_helpers.dreambooth.training import sampling
 
     settings = config_for(small_base, text_encoder_steps=0, unet_steps=3, sample_every=2)
+    draw_quickly(monkeypatch, blank=False)
     drawn, asked, stop_in = sampling.draw_pictures, [], ""
 
     def draw(*args, stopped, **options):
@@ -169,27 +170,27 @@ def test_a_stop_is_heard_between_the_denoising_steps_of_samples_and_of_before_an
 
     for module in (finishing, sampling):
         monkeypatch.setattr(module, "draw_pictures", draw)
-    whole = train(settings, small_session)
-    picture = small_session.samples / "unet-000002.png"
-    kept, tensors = picture.read_bytes(), learned(small_session)
+    whole = train(settings, session)
+    picture = session.samples / "unet-000002.png"
+    kept, tensors = picture.read_bytes(), learned(session)
     picture.unlink()
     asked, stop_in = [], "sample"
     with pytest.raises(Interrupted, match="Stopped at unet step 2 of 3; everything is saved"):
-        train(settings, small_session, restart=True)
+        train(settings, session, restart=True)
     assert asked == ["sample"] * 3, "no denoising step was made after the signal"
     assert not picture.exists()
     asked, stop_in = [], ""
-    resumed = train(settings, small_session)
+    resumed = train(settings, session)
     assert (resumed.first_step, picture.read_bytes()) == (2, kept)
-    assert same(learned(small_session), tensors)
+    assert same(learned(session), tensors)
     assert (resumed.loss_before, resumed.loss_after) == (whole.loss_before, whole.loss_after)
     file = resumed.path.rename(tmp_path / resumed.path.name)
     asked, stop_in = [], "before-after"
     with pytest.raises(Interrupted, match="Stopped after the last step, while the images before and after"):
-        train(settings, small_session)
+        train(settings, session)
     assert len(asked) == 3
     stop_in = ""
-    finished = train(settings, small_session)
+    finished = train(settings, session)
     assert (changed(file, finished.path), finished.first_step) == (set(), 3)
 
 

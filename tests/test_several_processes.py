@@ -27,7 +27,8 @@ from fastsd_helpers.sessions import Session, local_holder
 pytest.importorskip("accelerate")
 
 _START_TOGETHER = (
-    "import types; from dreambooth_runs import draw_quickly; draw_quickly(types.SimpleNamespace(setattr=setattr))"
+    "import types; from dreambooth_runs import draw_quickly; "
+    + "draw_quickly(types.SimpleNamespace(setattr=setattr), blank=False)"
     + START_TOGETHER
 )
 _QUICK = (
