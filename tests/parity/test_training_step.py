@@ -5,6 +5,9 @@ with diffusers' scheduler (add_noise, get_velocity), diffusers' compute_snr, pef
 torch's AdamW; nothing of ours computes it. The min-SNR weights are the paper's (Hang et al. 2023, section 3.4).
 """
 
+import copy
+import functools
+import itertools
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,25 @@ torch = pytest.importorskip("torch")
 from closeness import assert_close_to  # noqa: E402
 from dreambooth_runs import FAMILIES, build_base, config_for  # noqa: E402
 
+from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
+
 require_installed("diffusers")
 
 pytestmark = pytest.mark.numeric
 STEPS = 2
 LR = 1e-3
+STAGES, METHODS = ("text_encoder", "unet"), ("full", "lora")
+PREDICTIONS = ("sd15", "sd21-768")  # a model of each kind of prediction
+# (weight of the prior, gamma of min-SNR), and with which models and methods: all that a loss can have, and nothing of
+# it, with all; one thing alone, which depends on the prediction and on neither widths nor method, with fewer.
+CASES = [
+    *((*loss, *rest) for loss in ((0.0, 0.0), (0.7, 5.0)) for rest in itertools.product(FAMILIES, STAGES, METHODS)),
+    *(
+        pytest.param(*loss, *rest, "full", marks=pytest.mark.slow)
+        for loss in ((0.7, 0.0), (0.0, 5.0))
+        for rest in itertools.product(PREDICTIONS, STAGES)
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +51,6 @@ def open_studio(base: Path, **values):
     from fastsd_helpers.dreambooth.settings import resolve_settings
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
     from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents
-    from fastsd_helpers.dreambooth.training.stages import TrainingContext
 
     model = BaseModel.fetch(str(base))
     device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
@@ -53,18 +69,26 @@ def open_studio(base: Path, **values):
     return context
 
 
-def reference_losses(context, stage: str, *, prior_weight: float, gamma: float, lora: bool) -> list[float]:
-    """Diffusers' step, with the draws of ours."""
+@functools.cache
+def read_with_diffusers(folder: Path) -> tuple:
     from diffusers import DDPMScheduler, UNet2DConditionModel
-    from diffusers.training_utils import compute_snr
-    from peft import LoraConfig
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = context.base.folder
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    return (
+        DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+    )
+
+
+def reference_losses(context, stage: str, start: dict, *, prior_weight: float, gamma: float) -> list[float]:
+    """Diffusers' step, with the draws of ours; `start` are the weights of a LoRA, and without any all are trained."""
+    from diffusers.training_utils import compute_snr
+    from peft import LoraConfig
+
+    lora = bool(start)
+    scheduler, unet, text_encoder, tokenizer = copy.deepcopy(read_with_diffusers(context.base.folder))
     texts = ["a zib dog", "a zib dog runs", "a dog"]
     ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     unet.requires_grad_(False)
@@ -73,7 +97,6 @@ def reference_losses(context, stage: str, *, prior_weight: float, gamma: float, 
     if lora:
         names = ["to_q", "to_k", "to_v", "to_out.0"] if stage == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
         trained.add_adapter(LoraConfig(r=4, lora_alpha=2.0, target_modules=names))
-        start = dict(open_job(context, stage).weights())
         for name, parameter in trained.named_parameters():
             if ".lora_" in name:
                 parameter.data.copy_(start[name.removeprefix("text_model.").replace(".default.", ".")])
@@ -111,27 +134,16 @@ def reference_losses(context, stage: str, *, prior_weight: float, gamma: float, 
     return losses
 
 
-def open_job(context, stage: str):
-    from fastsd_helpers.dreambooth.training.stages import open_stage
-
-    return open_stage(stage, context, None)
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("stage", ["text_encoder", "unet"])
-@pytest.mark.parametrize("key", FAMILIES)
-@pytest.mark.parametrize(
-    ("prior", "gamma"),
-    [(0.0, 0.0), (0.7, 5.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.7, 0.0), (0.0, 5.0)))],
-)
-def test_steps_have_the_losses_of_diffusers_own(bases, key, stage, method, prior, gamma) -> None:
+@pytest.mark.parametrize(("prior", "gamma", "key", "stage", "method"), CASES)
+def test_steps_have_the_losses_of_diffusers_own(bases, prior, gamma, key, stage, method) -> None:
     values = {"method": method, "batch_size": 2, "min_snr": gamma, "lora_rank": 4, "lora_alpha": 2.0}
     if prior:
         values |= {"class_prompt": "a dog", "prior_weight": prior}
     context = open_studio(bases[key], **values)
-    job = open_job(context, stage)
+    job = open_stage(stage, context, None)
+    start = {name: tensor.clone() for name, tensor in job.weights().items()} if method == "lora" else {}
     ours = [job.take_step(step, LR * (1 - step / STEPS)) for step in range(STEPS)]
-    theirs = reference_losses(context, stage, prior_weight=prior, gamma=gamma, lora=method == "lora")
+    theirs = reference_losses(context, stage, start, prior_weight=prior, gamma=gamma)
     # fp32 through a whole U-Net leaves 3e-7 of a mean over a batch. There is room for Adam, whose first step is as long
     # for a gradient that is only noise, so that on another processor such weights may go the other way.
     assert_close_to(ours, theirs, of_largest=1e-5)
