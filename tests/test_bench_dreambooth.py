@@ -14,6 +14,12 @@ from fastsd_helpers.errors import SettingsError
 require_installed("diffusers")
 
 
+@pytest.fixture(scope="module")
+def sixteenth(tmp_path_factory):
+    """A sixteenth of SDXL; not to be changed."""
+    return make_model("sdxl", "sixteenth", tmp_path_factory.mktemp("sdxl") / "model")
+
+
 def test_it_is_in_the_register() -> None:
     module = load_benchmark("dreambooth")
     assert (module.Settings, module.measure) == (Settings, measure)
@@ -35,12 +41,12 @@ def test_the_quarter_has_sd15s_blocks_at_a_quarter_of_its_widths(tmp_path) -> No
     assert unet["block_out_channels"][0] // unet["attention_head_dim"] == 320 // 8  # the width of a head
 
 
-def test_a_part_of_sdxl_has_its_blocks_heads_and_depths_and_the_shares_of_its_widths(tmp_path) -> None:
+def test_a_part_of_sdxl_has_its_blocks_heads_and_depths_and_the_shares_of_its_widths(sixteenth) -> None:
     import json
 
     from fastsd_helpers.registry import require_trainable, spec_of
 
-    folder = make_model("sdxl", "sixteenth", tmp_path / "model")
+    folder = sixteenth
     assert require_trainable(folder) == "sdxl"
     assert spec_of(str(folder), folder).prediction_type == "epsilon"
     unet = json.loads((folder / "unet" / "config.json").read_text())
@@ -63,7 +69,9 @@ def test_a_model_of_another_family_is_refused_with_both_named() -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_sdxls_plain_loop_encodes_an_image_at_every_step_or_each_once_before_the_first(keep, tmp_path, monkeypatch):
+def test_sdxls_plain_loop_encodes_an_image_at_every_step_or_each_once_before_the_first(
+    keep, sixteenth, tmp_path, monkeypatch
+):
     diffusers = pytest.importorskip("diffusers")
     encoded = []
     encode = diffusers.AutoencoderKL.encode
@@ -71,9 +79,8 @@ def test_sdxls_plain_loop_encodes_an_image_at_every_step_or_each_once_before_the
         diffusers.AutoencoderKL, "encode", lambda *given, **how: encoded.append(1) or encode(*given, **how)
     )
     settings = Settings(family="sdxl", model="sixteenth").filled()
-    folder = make_model("sdxl", "sixteenth", tmp_path / "model")
     pictures = make_pictures(tmp_path / "pictures", settings)
-    step, seconds = open_plain(settings, folder, pictures, Clock("cpu"), keep_latents=keep)
+    step, seconds = open_plain(settings, sixteenth, pictures, Clock("cpu"), keep_latents=keep)
     before = len(encoded)
     for index in range(2):
         step(index)

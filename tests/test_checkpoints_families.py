@@ -1,5 +1,6 @@
 """Every family, both directions: names and shapes of the original, every bit back, prediction types, parts alone."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -40,6 +41,31 @@ def models(tmp_path_factory):
     return get
 
 
+@pytest.fixture(scope="module")
+def exported(models, tmp_path_factory):
+    """Family -> what came of converting its folder; not to be changed."""
+
+    @functools.cache
+    def get(family):
+        return checkpoints.convert(models(family)[0], tmp_path_factory.mktemp(family) / "a.safetensors", verify=True)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def back_again(models, tmp_path_factory):
+    """Family -> (one file with everything, the folder made of it); not to be changed."""
+
+    @functools.cache
+    def get(family):
+        place = tmp_path_factory.mktemp(family)
+        one = checkpoints.convert(models(family)[0], place / "one.safetensors", all_in_one=True).path
+        checkpoints.convert(one, place / "back", verify=True)
+        return one, place / "back"
+
+    return get
+
+
 @pytest.fixture
 def place(tmp_path):
     folder = tmp_path / "place"
@@ -75,14 +101,14 @@ def test_every_table_names_each_tensor_once_and_measures_what_it_uses(key):
 
 
 @pytest.mark.parametrize(("family", "name"), [("sd21", "sd21"), ("sdxl", "sdxl"), ("flux", "flux1-dev")])
-def test_a_tiny_export_has_exactly_the_names_and_shapes_of_the_original(family, name, models, place):
-    written = checkpoints.convert(models(family)[0], place / "a.safetensors", verify=True)
+def test_a_tiny_export_has_exactly_the_names_and_shapes_of_the_original(family, name, exported):
+    written = exported(family)
     found = {key: tuple(tensor.shape) for key, tensor in load_file(written.path).items()}
     assert found == reference(f"{name}.tiny")[0]
     if family == "flux":
-        vae = {key: tuple(tensor.shape) for key, tensor in load_file(place / "ae.safetensors").items()}
+        assert written.beside == (written.path.with_name("ae.safetensors"),)
+        vae = {key: tuple(tensor.shape) for key, tensor in load_file(written.beside[0]).items()}
         assert vae == reference("flux-ae.tiny")[0]
-        assert written.beside == (place / "ae.safetensors",)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +159,9 @@ def test_the_full_width_of_families_without_a_recorded_list_fits_the_real_classe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_comes_back_from_its_single_file_bit_for_bit(family, models, place):
-    folder, tensors = models(family)
-    one = checkpoints.convert(folder, place / "one.safetensors", all_in_one=True)
-    checkpoints.convert(one.path, place / "back", verify=True)
-    back = saved_weights(place / "back")
+def test_a_folder_comes_back_from_its_single_file_bit_for_bit(family, models, back_again, place):
+    tensors, (one, folder) = models(family)[1], back_again(family)
+    back = saved_weights(folder)
     assert back.keys() == tensors.keys()
     for part, given in tensors.items():
         wanted = flat(given)
@@ -145,24 +169,23 @@ def test_a_folder_comes_back_from_its_single_file_bit_for_bit(family, models, pl
         for name, tensor in wanted.items():
             assert same_bits(back[part][name], tensor), f"{part} {name}"
     # And from there the same file again: what names the file differs in nothing that a reader sees.
-    again = checkpoints.convert(place / "back", place / "two.safetensors", all_in_one=True)
-    first, second = load_file(one.path), load_file(again.path)
+    again = checkpoints.convert(folder, place / "two.safetensors", all_in_one=True)
+    first, second = load_file(one), load_file(again.path)
     assert first.keys() == second.keys()
     assert all(same_bits(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_configurations_written_build_models_that_take_the_weights_strictly(family, models, place):
+def test_the_configurations_written_build_models_that_take_the_weights_strictly(family, models, back_again):
     import diffusers
     import transformers
 
-    one = checkpoints.convert(models(family)[0], place / "one.safetensors", all_in_one=True)
-    checkpoints.convert(one.path, place / "back")
-    index = json.loads((place / "back" / "model_index.json").read_text())
+    _one, back = back_again(family)
+    index = json.loads((back / "model_index.json").read_text())
     for part, tensors in models(family)[1].items():
         library = {"diffusers": diffusers, "transformers": transformers}[index[part][0]]
-        model, info = getattr(library, index[part][1]).from_pretrained(place / "back" / part, output_loading_info=True)
+        model, info = getattr(library, index[part][1]).from_pretrained(back / part, output_loading_info=True)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), part
         loaded = flat(model.state_dict())
         assert all(same_bits(loaded[name], tensor) for name, tensor in flat(tensors).items())
@@ -204,19 +227,19 @@ def save_as(form, folder, models_dir, tensors):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["sharded", "variant", "bin", "prefixed"])
 @pytest.mark.parametrize("family", ["sd21", "sdxl"])
-def test_every_form_of_a_folder_gives_the_same_tensors(form, family, models, place):
+def test_every_form_of_a_folder_gives_the_same_tensors(form, family, models, exported, place):
     folder, tensors = models(family)
     save_as(form, folder, place / "other", tensors)
-    one = load_file(checkpoints.convert(folder, place / "one.safetensors").path)
+    one = load_file(exported(family).path)
     two = load_file(checkpoints.convert(place / "other", place / "two.safetensors").path)
     assert one.keys() == two.keys()
     assert all(same_bits(one[name], two[name]) for name in one)
 
 
 @pytest.mark.numeric
-def test_stacked_and_turned_tensors_are_what_the_original_computes(models, place):
-    folder, tensors = models("sdxl")
-    stored = load_file(checkpoints.convert(folder, place / "a.safetensors").path)
+def test_stacked_and_turned_tensors_are_what_the_original_computes(models, exported):
+    tensors = models("sdxl")[1]
+    stored = load_file(exported("sdxl").path)
     second = flat(tensors["text_encoder_2"])
     block = "conditioner.embedders.1.model.transformer.resblocks.5.attn.in_proj_"
     for leaf in ("weight", "bias"):
@@ -231,9 +254,9 @@ def test_stacked_and_turned_tensors_are_what_the_original_computes(models, place
     assert_close_to(x @ projection, theirs, of_largest=3e-6)
 
 
-def test_the_halves_of_fluxs_last_norm_are_swapped(models, place):
-    folder, tensors = models("flux")
-    stored = load_file(checkpoints.convert(folder, place / "a.safetensors").path)
+def test_the_halves_of_fluxs_last_norm_are_swapped(models, exported):
+    tensors = models("flux")[1]
+    stored = load_file(exported("flux").path)
     scale, shift = tensors["transformer"]["norm_out.linear.weight"].chunk(2)
     assert torch.equal(stored["final_layer.adaLN_modulation.1.weight"], torch.cat([shift, scale]))
 
@@ -252,11 +275,13 @@ def test_a_transpose_survives_a_change_of_format(models, place):
 @pytest.mark.parametrize(
     ("family", "pipeline"), [("sd21", "StableDiffusionPipeline"), ("sdxl", "StableDiffusionXLPipeline")]
 )
-def test_diffusers_own_loader_reads_the_file_and_our_export_of_it_is_the_same_file(family, pipeline, models, place):
+def test_diffusers_own_loader_reads_the_file_and_our_export_of_it_is_the_same_file(
+    family, pipeline, models, exported, place
+):
     import diffusers
 
     folder, tensors = models(family)
-    one = checkpoints.convert(folder, place / "one.safetensors")
+    one = exported(family)
     from diffusers.loaders import single_file_utils as theirs
 
     stored = load_file(one.path)
@@ -348,10 +373,10 @@ def test_a_v_prediction_sdxl_gets_the_marks_of_comfyui_and_forge(place):
     assert (back["prediction_type"], back["rescale_betas_zero_snr"]) == ("v_prediction", True)
 
 
-def test_an_sd21_file_that_does_not_say_what_it_predicts_is_converted_with_a_warning(models, place):
+def test_an_sd21_file_that_does_not_say_what_it_predicts_is_converted_with_a_warning(exported, place):
     from safetensors.torch import save_file
 
-    stored = load_file(checkpoints.convert(models("sd21")[0], place / "a.safetensors").path)
+    stored = load_file(exported("sd21").path)
     save_file(stored, place / "bare.safetensors")
     result = checkpoints.convert(place / "bare.safetensors", place / "back")
     assert any("v-prediction" in note for note in result.notes)
@@ -360,11 +385,10 @@ def test_an_sd21_file_that_does_not_say_what_it_predicts_is_converted_with_a_war
 # ------------------------------------------------------------------------------------------------ SD 2.x extras
 
 
-def test_the_last_layer_of_sd21_comes_from_a_base_file_and_is_never_invented(models, place):
+def test_the_last_layer_of_sd21_comes_from_a_base_file_and_is_never_invented(models, exported, place):
     from safetensors.torch import save_file
 
-    folder, _ = models("sd21")
-    bare = checkpoints.convert(folder, place / "bare.safetensors")
+    folder, bare = models("sd21")[0], exported("sd21")
     assert any("24th layer" in note for note in bare.notes)
     everything = reference("sd21.tiny")[1]
     extras = {
@@ -385,15 +409,11 @@ def test_the_last_layer_of_sd21_comes_from_a_base_file_and_is_never_invented(mod
     checkpoints.convert(written.path, place / "back")
     assert not any("layers.23" in name for name in saved_weights(place / "back")["text_encoder"])
     with pytest.raises(CheckpointError, match=r"not a SD 2\.1 file"):
-        checkpoints.convert(folder, place / "c.safetensors", base=wrong_base(models, place))
+        checkpoints.convert(folder, place / "c.safetensors", base=exported("sd15").path)
 
 
 def bare_names(written):
     return load_file(written.path).keys()
-
-
-def wrong_base(models, place):
-    return checkpoints.convert(models("sd15")[0], place / "wrong.safetensors").path
 
 
 # ------------------------------------------------------------------------------------------------ parts alone
