@@ -18,7 +18,16 @@ require_installed("accelerate")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-LINES = 3 * 256 + 20  # three parts and a short one
+PART = 64
+LINES = 4 * PART + 20  # four parts and a short one
+# The command line, with parts that are written down more often.
+READ = f"""
+import sys
+from fastsd_helpers.trocr.reading import folder
+folder._PART = {PART}
+from fastsd_helpers.cli import main
+sys.exit(main())
+"""
 # What `accelerate launch` runs for several GPUs; for several processes on a CPU it wants MPI, which few machines have.
 # In each process it is Accelerate that finds the others.
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -33,6 +42,7 @@ def run(*words, launch=(sys.executable,)):
 def world(tmp_path_factory):
     """A tiny reader without dropout, and images of lines (60 different ones) in two folders."""
     folder = tmp_path_factory.mktemp("scale")
+    (folder / "read.py").write_text(READ)
     write_reader(folder / "reader", seed=1, end=4.0, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
     drawn = noise_pictures(60)
     for place in range(LINES):
@@ -45,18 +55,7 @@ def world(tmp_path_factory):
 def reading(world, out):
     # Noise looks like a page now and then, and each would be given to the line detector.
     limits = ("--no-pages", "--precision", "fp32", "--max-new-tokens", "6", "--device", "cpu")
-    return (
-        "-m",
-        "fastsd_helpers",
-        "trocr",
-        "read",
-        world / "lines",
-        "--out",
-        out,
-        "--model",
-        world / "reader",
-        *limits,
-    )
+    return (world / "read.py", "trocr", "read", world / "lines", "--out", out, "--model", world / "reader", *limits)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def test_killed_between_and_within_parts_a_reading_ends_with_the_same_bytes(worl
     done = forks(*READING).run([*reading(world, out), "--json"])
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said["read_before"] >= 2 * 256
+    assert said["read_before"] >= 2 * PART
     assert said["read_before"] + said["read_now"] == LINES
     assert (out / "lines.jsonl").read_bytes() == whole
 
@@ -101,7 +100,7 @@ def test_two_processes_through_accelerate_read_what_one_reads(world, whole):
     done = run(*reading(world, world / "two"), "--json", launch=LAUNCH)
     assert done.returncode == 0, done.stderr[-3000:]
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert sorted(one["read_now"] for one in said) == [256 + 20, 512], "each read its own parts"
+    assert sorted(one["read_now"] for one in said) == [2 * PART, 2 * PART + 20], "each read its own parts"
     assert (world / "two" / "lines.jsonl").read_bytes() == whole
 
 
