@@ -15,10 +15,11 @@ from fastsd_helpers.errors import (
     needs_package,
     proxy_problem,
 )
+from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import logger, redact, secret
 
-__all__ = ["UploadResult", "card_for_the_hub", "name_problems", "require_name", "send_model"]
+__all__ = ["HubUpload", "UploadResult", "card_for_the_hub", "require_name", "send_model"]
 
 _WRITE_HINT = (
     "Make a token with write access at https://huggingface.co/settings/tokens and set it as HF_TOKEN "
@@ -35,6 +36,20 @@ _LICENCES = {
 
 
 @dataclass(frozen=True)
+class HubUpload:
+    """What every upload to the Hub asks for."""
+
+    repo: str = option("", help="name of the model on the Hub: NAME, or OWNER/NAME; empty: nothing is uploaded")
+    private: bool = option(True, help="private repository: only you can see it")
+    hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
+
+    def __post_init__(self) -> None:
+        bad = isinstance(self.repo, str) and self.repo and not is_repo_name(self.repo)
+        said = f"repo (--repo) is {self.repo!r}; a name has letters, digits, - _ . and at most one /"
+        check(self, [said] if bad else [])
+
+
+@dataclass(frozen=True)
 class UploadResult:
     """What is on the Hub now; every file was compared with what the Hub says it has."""
 
@@ -43,16 +58,6 @@ class UploadResult:
     private: bool
     files: tuple[str, ...]
     sha256: str  # of the model file
-
-
-def name_problems(repo: object) -> list[str]:
-    """What is wrong with the name of a repository that was typed; an empty one is right, for nothing is uploaded.
-
-    Args:
-        repo: NAME or OWNER/NAME.
-    """
-    bad = isinstance(repo, str) and repo and not is_repo_name(repo)
-    return [f"repo (--repo) is {repo!r}; a name has letters, digits, - _ . and at most one /"] if bad else []
 
 
 def require_name(repo: str) -> None:

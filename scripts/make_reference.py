@@ -66,15 +66,15 @@ HEAD = "<!-- Written by scripts/make_reference.py from the code; a test compares
 
 @functools.cache
 def settings_classes() -> dict[str, type]:
-    """Every public settings class by its name, but those of benchmarks; no other module is imported."""
+    """Every settings class (`...Config`) by its name, but those of benchmarks; no other module is imported."""
     found: dict[str, type] = {}
     for path in sorted((ROOT / "fastsd_helpers").rglob("*.py")):
         place = path.relative_to(ROOT).with_suffix("")
         if "bench" in place.parts or " = option(" not in path.read_text(encoding="utf-8"):
             continue
         for name, thing in vars(importlib.import_module(".".join(place.parts).removesuffix(".__init__"))).items():
-            if not isinstance(thing, type) or not dataclasses.is_dataclass(thing) or name.startswith("_"):
-                continue
+            if not isinstance(thing, type) or not dataclasses.is_dataclass(thing) or not name.endswith("Config"):
+                continue  # or what several of them begin with
             if any("help" in field.metadata for field in dataclasses.fields(thing)):
                 found[thing.__name__] = thing
     return found

@@ -7,24 +7,18 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.results.finishing import finished_result
 from fastsd_helpers.errors import SessionError
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import option
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.uploads import UploadResult, card_for_the_hub, name_problems, require_name, send_model
+from fastsd_helpers.uploads import HubUpload, UploadResult, card_for_the_hub, require_name, send_model
 
 __all__ = ["UploadConfig", "upload"]
 
 
 @dataclass(frozen=True)
-class UploadConfig:
+class UploadConfig(HubUpload):
     """Settings for an upload to the Hub."""
 
-    repo: str = option("", help="name of the model on the Hub: NAME, or OWNER/NAME; empty: nothing is uploaded")
-    private: bool = option(True, help="private repository: only you can see it")
     samples: bool = option(True, help="also upload the sample images generated during training")
-    hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
-
-    def __post_init__(self) -> None:
-        check(self, name_problems(self.repo))
 
 
 def upload(config: UploadConfig, session: Session) -> UploadResult:

@@ -10,7 +10,7 @@ from fastsd_helpers.dreambooth.running.engine import TrainResult
 from fastsd_helpers.drive import flush_drive
 from fastsd_helpers.errors import SessionUnfinished, VerificationFailed
 from fastsd_helpers.files import sha256_of
-from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.form import is_named, require
 from fastsd_helpers.runtime import end_runtime, logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
@@ -59,10 +59,7 @@ def upload_model(config: UploadConfig, session: Session) -> UploadResult | None:
         FastSDError: what `dreambooth.upload` raises.
     """
     require(config, UploadConfig)
-    if not config.repo:
-        logger.info("Nothing was uploaded: give a name in `repo` above to upload the model.")
-        return None
-    return upload(config, session)
+    return upload(config, session) if is_named(config) else None
 
 
 def disconnect_when_safe(

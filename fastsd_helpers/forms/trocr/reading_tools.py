@@ -23,14 +23,18 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Checked):
-    """Which model to measure, and on what."""
-
+class _WithReader(Checked):
     reader: str = option(
         "auto",
         help="recognition model: key, folder or Hub id; auto: the one this session uses",
         known="readers",
     )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(_WithReader):
+    """Which model to measure, and on what."""
+
     data: str = option(
         "",
         help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
@@ -38,14 +42,9 @@ class EvaluateConfig(Checked):
 
 
 @dataclass(frozen=True)
-class EmbedConfig(Checked):
+class EmbedConfig(_WithReader):
     """Which images to write the encoder's vectors of, and how."""
 
-    reader: str = option(
-        "auto",
-        help="recognition model: key, folder or Hub id; auto: the one this session uses",
-        known="readers",
-    )
     images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")
     pool: Literal["mean", "columns", "none"] = option(
         "mean", help="pooling: one embedding per line (mean), per column of patches, or per patch token (none)"

@@ -6,9 +6,8 @@ from typing import Literal
 
 from fastsd_helpers.errors import SessionUnfinished
 from fastsd_helpers.forms.trocr.quantization import int8_copy
-from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.form import is_named, require
 from fastsd_helpers.options import option
-from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.hub_upload import ReaderUploadConfig, upload
 from fastsd_helpers.trocr.teaching.session_teaching import taught_reader
@@ -45,10 +44,7 @@ def upload_reader(config: SessionUploadConfig, session: ReadingSession) -> Uploa
         FastSDError: what `hub_upload.upload` raises.
     """
     require(config, SessionUploadConfig)
-    if not config.repo:
-        logger.info("Nothing was uploaded: give a name in `repo` above to upload the model.")
-        return None
-    return upload(config, _folder_of(config.model, session))
+    return upload(config, _folder_of(config.model, session)) if is_named(config) else None
 
 
 def _folder_of(model: str, session: ReadingSession) -> Path:

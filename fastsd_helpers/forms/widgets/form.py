@@ -16,11 +16,12 @@ from fastsd_helpers.forms.widgets.model_choice import ModelChoice
 from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_frame
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
-from fastsd_helpers.runtime import secret
+from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.uploads import HubUpload
 from fastsd_helpers.wording import label_of
 
-__all__ = ["Form", "Remembering", "require", "show_form"]
+__all__ = ["Form", "Remembering", "is_named", "require", "show_form"]
 
 Config = TypeVar("Config")
 
@@ -73,6 +74,13 @@ def require(config: Any, expected: type) -> None:
             f"of {desk.cell_of(expected)} ({expected.__name__}).",
             f"Run {desk.cell_of(expected)} first, then this one.",
         )
+
+
+def is_named(config: HubUpload) -> bool:
+    """Whether the form of an upload has a name; without one nothing is uploaded, which is said."""
+    if not config.repo:
+        logger.info("Nothing was uploaded: give a name in `repo` above to upload the model.")
+    return bool(config.repo)
 
 
 class Form(View, Generic[Config]):

@@ -4,12 +4,12 @@ from typing import Any
 
 from fastsd_helpers import __version__
 from fastsd_helpers.trocr.exports.record import PageRecord, RecordLine
-from fastsd_helpers.trocr.exports.xml import as_bytes, load_lxml, points_text
+from fastsd_helpers.trocr.exports.xml import as_bytes, new_tree, points_text
 
 __all__ = ["NAMESPACE", "alto_xml"]
 
 NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
-_SCHEMA = f"{NAMESPACE} http://www.loc.gov/standards/alto/v4/alto-4-4.xsd"
+_SCHEMA = "http://www.loc.gov/standards/alto/v4/alto-4-4.xsd"
 _MARGIN, _GUESS = "margin", "estimated"
 
 
@@ -18,19 +18,7 @@ def alto_xml(record: PageRecord) -> bytes:
 
     Source: ALTO Editorial Board, alto-4-4.xsd.
     """
-    etree = load_lxml()
-    location = "{http://www.w3.org/2001/XMLSchema-instance}schemaLocation"
-    root = etree.Element(
-        f"{{{NAMESPACE}}}alto",
-        {location: _SCHEMA, "SCHEMAVERSION": "4.4"},
-        nsmap={None: NAMESPACE, "xsi": "http://www.w3.org/2001/XMLSchema-instance"},
-    )
-
-    def add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
-        made = etree.SubElement(parent, f"{{{NAMESPACE}}}{tag}", attributes)
-        made.text = text
-        return made
-
+    root, add = new_tree(NAMESPACE, _SCHEMA, "alto", SCHEMAVERSION="4.4")
     _add_description(add, root, record)
     tags = add(root, "Tags")
     add(tags, "LayoutTag", ID=_MARGIN, LABEL="margin", DESCRIPTION="writing along the edge of the page")

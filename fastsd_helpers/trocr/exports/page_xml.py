@@ -4,12 +4,11 @@ from typing import Any
 
 from fastsd_helpers import __version__
 from fastsd_helpers.trocr.exports.record import PageRecord, RecordLine, Word
-from fastsd_helpers.trocr.exports.xml import as_bytes, load_lxml, points_text, time_text
+from fastsd_helpers.trocr.exports.xml import as_bytes, new_tree, points_text, time_text
 
 __all__ = ["NAMESPACE", "page_xml"]
 
 NAMESPACE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
-_SCHEMA = f"{NAMESPACE} {NAMESPACE}/pagecontent.xsd"
 _KINDS = {"text": "paragraph", "margin": "marginalia"}
 
 
@@ -18,19 +17,7 @@ def page_xml(record: PageRecord) -> bytes:
 
     Source: PRImA, PAGE-XML, pagecontent.xsd of 2019-07-15.
     """
-    etree = load_lxml()
-    location = "{http://www.w3.org/2001/XMLSchema-instance}schemaLocation"
-    root = etree.Element(
-        f"{{{NAMESPACE}}}PcGts",
-        {location: _SCHEMA},
-        nsmap={None: NAMESPACE, "xsi": "http://www.w3.org/2001/XMLSchema-instance"},
-    )
-
-    def add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
-        made = etree.SubElement(parent, f"{{{NAMESPACE}}}{tag}", attributes)
-        made.text = text
-        return made
-
+    root, add = new_tree(NAMESPACE, f"{NAMESPACE}/pagecontent.xsd", "PcGts")
     about = add(root, "Metadata")
     add(about, "Creator", f"fastsd_helpers {__version__}")
     for tag in ("Created", "LastChange"):

@@ -1,12 +1,14 @@
-"""What the writers of XML share: lxml, opened when it is needed, points as text and times as text."""
+"""What the writers of XML share: lxml, opened when it is needed, a tree and its elements, points and times as text."""
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastsd_helpers.errors import needs_package
 
-__all__ = ["as_bytes", "load_lxml", "points_text", "time_text"]
+__all__ = ["as_bytes", "load_lxml", "new_tree", "points_text", "time_text"]
+
+_INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 
 
 def load_lxml() -> Any:
@@ -18,6 +20,19 @@ def load_lxml() -> Any:
     with needs_package("Writing ALTO, PAGE or hOCR", "Run: fastsd install trocr, or choose txt, json or csv."):
         from lxml import etree
     return etree
+
+
+def new_tree(namespace: str, schema: str, tag: str, **attributes: str) -> tuple[Any, Callable[..., Any]]:
+    """The root of a new tree, which names its schema, and what adds an element to a parent: tag, text, attributes."""
+    etree = load_lxml()
+
+    def add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
+        made = etree.SubElement(parent, f"{{{namespace}}}{tag}", attributes)
+        made.text = text
+        return made
+
+    attributes = {f"{{{_INSTANCE}}}schemaLocation": f"{namespace} {schema}", **attributes}
+    return etree.Element(f"{{{namespace}}}{tag}", attributes, nsmap={None: namespace, "xsi": _INSTANCE}), add
 
 
 def points_text(points: Iterable[tuple[int, int]], separator: str = ",") -> str:

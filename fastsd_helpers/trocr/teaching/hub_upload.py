@@ -8,9 +8,8 @@ from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import list_reader
-from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
-from fastsd_helpers.uploads import UploadResult, card_for_the_hub, name_problems, require_name, send_model
+from fastsd_helpers.uploads import HubUpload, UploadResult, card_for_the_hub, require_name, send_model
 
 __all__ = ["ReaderUploadConfig", "card_head", "upload"]
 
@@ -18,15 +17,8 @@ _WEIGHTS = (".safetensors", ".bin")  # of graphs too
 
 
 @dataclass(frozen=True)
-class ReaderUploadConfig:
+class ReaderUploadConfig(HubUpload):
     """Settings for an upload of a recognition model to the Hub."""
-
-    repo: str = option("", help="name of the model on the Hub: NAME, or OWNER/NAME; empty: nothing is uploaded")
-    private: bool = option(True, help="private repository: only you can see it")
-    hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
-
-    def __post_init__(self) -> None:
-        check(self, name_problems(self.repo))
 
 
 def upload(config: ReaderUploadConfig, folder: Path) -> UploadResult:
