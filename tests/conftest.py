@@ -185,13 +185,14 @@ def _own_desk() -> Iterator[None]:
         desk.clear()
 
 
-@pytest.fixture
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that kill processes, not machines: what a process has written outlives it, and a busy disk is slow.
+@pytest.fixture(autouse=True)
+def _no_fsync(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests kill processes, not machines: what a process has written outlives it, and a busy disk is slow.
 
-    That bytes reach the disk before their name appears is tested in test_drive.py, with the real calls.
+    That bytes reach the disk before their name appears is tested in these two files, with the real calls.
     """
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    if request.path.name not in ("test_drive.py", "test_files.py"):
+        monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Any:
+def small_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A session with a few prepared images, whose runs draw no more than they must."""
     from dreambooth_runs import draw_quickly, make_session
 

@@ -170,7 +170,7 @@ def test_weights_that_two_passes_of_one_loss_use_are_stepped_once(bases) -> None
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch, no_fsync):
+def session(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch)
     return make_session(tmp_path)

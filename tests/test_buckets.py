@@ -395,7 +395,7 @@ def test_class_images_of_a_users_own_keep_their_shapes_where_the_photos_do(small
 
 
 def test_a_run_with_several_resolutions_and_shapes_that_was_stopped_ends_with_the_same_weights(
-    small_base, shapes_session, no_fsync, monkeypatch
+    small_base, shapes_session, monkeypatch
 ):
     from dreambooth_runs import config_for, draw_quickly, learned, same, train_in_pieces
 
@@ -421,7 +421,7 @@ def test_buckets_are_told_as_kohyas_scripts_tell_them_and_a_square_is_none() -> 
 
 
 def test_a_lora_file_says_in_which_buckets_it_was_trained_at_the_end_and_when_it_is_exported(
-    small_base, shapes_session, tmp_path, no_fsync, monkeypatch
+    small_base, shapes_session, tmp_path, monkeypatch
 ):
     from dreambooth_runs import config_for, draw_quickly
 

@@ -9,7 +9,6 @@ import pytest
 from fastsd_helpers.drive import copy_verified
 
 
-@pytest.mark.usefixtures("no_fsync")
 def test_a_copy_holds_little_of_a_large_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 40_000_000
     data = os.urandom(1000) * (size // 1000)

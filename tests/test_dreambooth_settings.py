@@ -229,7 +229,7 @@ def observed() -> dict[frozenset, dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_every_field_changes_the_run(name, bases, observed, tmp_path, monkeypatch, no_fsync) -> None:
+def test_every_field_changes_the_run(name, bases, observed, tmp_path, monkeypatch) -> None:
     from dreambooth_runs import config_for, draw_quickly
 
     draw_quickly(monkeypatch)

@@ -18,7 +18,6 @@ from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
 MB = 10**6
 
 

@@ -32,7 +32,7 @@ from fastsd_helpers.sessions import Session  # noqa: E402
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Session:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     """Three prepared images and one held out."""
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     generator = np.random.default_rng(0)

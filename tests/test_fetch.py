@@ -900,7 +900,7 @@ def _random_run(site: FileServer, folder: Path, seed: int) -> tuple[str, bool]:
 @pytest.mark.parametrize(
     "runs", [pytest.param((0, 30), id="30"), pytest.param((30, 230), id="200", marks=pytest.mark.slow)]
 )
-def test_random_faults_end_in_the_exact_file_or_a_typed_error(civitai, tmp_path, runs, no_fsync, monkeypatch, caplog):
+def test_random_faults_end_in_the_exact_file_or_a_typed_error(civitai, tmp_path, runs, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
     monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
     outcomes = [_random_run(civitai, tmp_path / str(seed), seed) for seed in range(*runs)]

@@ -109,7 +109,7 @@ def test_what_adafactor_cannot_be_combined_with_is_not_advised() -> None:
     }
 
 
-def test_a_real_models_training_is_refused_before_a_network_is_loaded(tmp_path, monkeypatch, no_fsync) -> None:
+def test_a_real_models_training_is_refused_before_a_network_is_loaded(tmp_path, monkeypatch) -> None:
     base, session = build_base(tmp_path / "base"), make_session(tmp_path)
     small = Device("cpu", "a small machine", 300 * MB, has_bf16=False)
     monkeypatch.setattr(following, "describe_device", lambda: small)

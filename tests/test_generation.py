@@ -244,7 +244,7 @@ def test_a_line_of_the_list_counts_what_a_checkpoint_has_of_its_own():
 # --------------------------------------------------------------------------------------------------- weight files
 
 
-def test_only_what_shares_memory_is_copied_before_it_is_written(tmp_path, monkeypatch, no_fsync):
+def test_only_what_shares_memory_is_copied_before_it_is_written(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     whole, part = torch.arange(12.0), torch.arange(6.0).reshape(2, 3)
@@ -283,7 +283,7 @@ def test_a_file_without_our_order_is_read_and_one_that_is_none_is_named(tmp_path
         load_tensors(tmp_path / "x.safetensors")
 
 
-def test_a_role_is_loaded_through_a_checked_local_copy_that_does_not_stay(tmp_path, no_fsync):
+def test_a_role_is_loaded_through_a_checked_local_copy_that_does_not_stay(tmp_path):
     torch = pytest.importorskip("torch")
     from fastsd_helpers.errors import FastSDError
 

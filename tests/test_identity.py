@@ -17,7 +17,7 @@ from fastsd_helpers.sessions.record import read_record
 
 
 @pytest.fixture(autouse=True)
-def _scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_fsync: None) -> None:
+def _scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
 
 

@@ -205,7 +205,7 @@ NOT_ALLOWED = [
 
 @pytest.mark.parametrize("name", NOT_ALLOWED)
 def test_a_name_that_cannot_be_a_sessions_is_refused_at_every_way_in(
-    tmp_path: Path, name: str, no_fsync: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever makes a session: created, copied from the old notebook's or from one of ours, in Python and typed."""
     root = tmp_path / "ours" / "sessions"

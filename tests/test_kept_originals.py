@@ -24,8 +24,6 @@ from fastsd_helpers.sessions import Session, delete_session, import_session
 
 Image = pytest.importorskip("PIL.Image")
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 def photo(seed: int, size: tuple[int, int] = (120, 90), kind: str = "JPEG") -> bytes:
     data = io.BytesIO()

@@ -27,7 +27,7 @@ def unpack(*names: str) -> None:
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Path:
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The four sessions in their usual place, with the base model where they were begun with it."""
     for package in ("torch", "diffusers", "transformers", "PIL"):
         pytest.importorskip(package)
@@ -45,7 +45,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Path:
 
 
 @pytest.fixture
-def readers(no_fsync: None) -> Path:
+def readers() -> Path:
     """The readers, their lines and runs, in the current folder."""
     for package in ("torch", "transformers", "PIL"):
         pytest.importorskip(package)

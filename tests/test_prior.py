@@ -116,7 +116,7 @@ def test_a_model_that_could_not_be_exported_is_refused_before_it_is_trained(smal
     assert "run" not in small_session.record
 
 
-def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monkeypatch, no_fsync) -> None:
+def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch)
     session = make_session(tmp_path, names=("zib robot", "mel dog"), photos=2, held_out=0)

@@ -18,7 +18,7 @@ from fastsd_helpers.errors import Interrupted  # noqa: E402
 require_installed("diffusers")
 
 
-def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeypatch, no_fsync) -> None:
+def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch)
     base, session = build_base(tmp_path / "base"), make_session(tmp_path)

@@ -22,7 +22,6 @@ from fastsd_helpers.errors import CheckpointError, FastSDError
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
 
 FAULTS = (
     "checkpoint.begin",

@@ -323,7 +323,7 @@ def test_the_vae_computes_in_float32_within_half_precision(bases) -> None:
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch, no_fsync):
+def session(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch, blank=False)  # with both text encoders
     return make_session(tmp_path)

@@ -208,7 +208,7 @@ def trained_once(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def finished(trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Session:
+def finished(trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch)
     shutil.copytree(trained_once, tmp_path / "sessions" / trained_once.name)

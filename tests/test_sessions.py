@@ -23,8 +23,6 @@ from fastsd_helpers.sessions import Session, SessionLock, check_name, clean_name
 from fastsd_helpers.sessions import lock as lock_module
 from fastsd_helpers.sessions import record as record_module
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 @pytest.fixture
 def root(tmp_path):

@@ -161,7 +161,7 @@ def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("values", [{}, {"ema": 0.9}, {"method": "lora", "lora_rank": 2, "ema": 0.5}], ids=str)
-def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, no_fsync, stage, values):
+def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, stage, values):
     context = studio_for(small_base, tmp_path, **values)
     job = open_stage(stage, context, None)
     for step in range(2):

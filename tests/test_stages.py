@@ -117,7 +117,7 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tmp_path, no_fsync, stage):
+def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tmp_path, stage):
     context = open_studio(small_base, method="lora", lora_rank=2)
     context.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
     job = open_stage(stage, context, None)

@@ -12,8 +12,6 @@ from fastsd_helpers.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 def snapshot(step: int, *, size: int = 2000, keep: bool = False) -> Snapshot:
     source = torch.Generator().manual_seed(step)

@@ -22,7 +22,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture
-def session(tmp_path: Path, no_fsync: None) -> Session:
+def session(tmp_path: Path) -> Session:
     return Session.create("rex", root=tmp_path / "sessions")
 
 
