@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 
 import pytest
 
@@ -275,6 +276,24 @@ def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind, tmp_pa
     placed = {f"model.diffusion_model.{name}": fact for name, fact in PACKED[kind].items()}
     with pytest.raises(CheckpointError):
         refuse_packed("model", placed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("F4", 8), ("F6_E2M3", 12), ("F8_E8M0", 16), ("F8_E4M3FNUZ", 16), ("F8_E5M2FNUZ", 16)]
+)
+def test_formats_that_only_quantized_files_have_are_told_and_refused(dtype, size, tmp_path):
+    name = "double_blocks.0.img_attn.qkv.weight"
+    header = json.dumps({name: {"dtype": dtype, "shape": [4, 4], "data_offsets": [0, size]}}).encode()
+    path = tmp_path / "in.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    found = checkpoints.inspect(path, scan=True)
+    assert (found.family, found.dtypes) == ("flux", {dtype: size})
+    assert f"in the format {dtype})" in found.problems[0].what
+    with pytest.raises(CheckpointError, match=r"holds quantized weights .*cannot be converted"):
+        checkpoints.convert(path, tmp_path / "out.safetensors", dtype="fp16")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not a complete"):
+        checkpoints.inspect(path)
 
 
 @pytest.mark.parametrize("kind", PLAIN)

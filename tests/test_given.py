@@ -243,6 +243,37 @@ def test_what_is_no_model_is_named_whatever_it_is_called(kind, ending, tmp_path)
         assert caught.value.hint
 
 
+TEXTS = {
+    "diffusion_pytorch_model.safetensors.index.json": ('{"weight_map": {}}', "the list of the files of a model"),
+    "adapter_config.json": ('{"peft_type": "LORA"}', "a text file, not a model"),
+    "v1-inference.yaml": ("model:\n  target: ldm\n", "a text file, not a model"),
+    "gone.safetensors": ("Entry not found", "a text file, not a model"),
+    "model.onnx": ("\x08\x07\x12\x07pytorch", "an ONNX model"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_lies_beside_a_models_weights_is_named_and_not_called_a_damaged_model(name, tmp_path):
+    text, said = TEXTS[name]
+    (tmp_path / name).write_text(text)
+    for use in (checkpoints.inspect, lambda path: checkpoints.convert(path, tmp_path / "out")):
+        with pytest.raises(FastSDError, match=said) as caught:
+            use(tmp_path / name)
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("names", [["single_transformer_blocks.12.attn.to_k.weight"], list(original("t5"))])
+def test_one_of_the_files_of_a_model_is_called_that_and_never_a_smaller_model(names, tmp_path):
+    tensors = values(dict.fromkeys(names, (2, 2)))
+    shard = write(tmp_path / "model-00002-of-00003.safetensors", tensors)
+    found = checkpoints.inspect(shard, hashes=False)
+    assert (found.kind, found.family, found.what) == ("shard", None, "file 2 of the 3 of a model (a shard)")
+    with pytest.raises(FastSDError, match=r"file 2 of the 3(.|\n)*Give the folder"):
+        checkpoints.convert(shard, tmp_path / "out.safetensors")
+    alone = write(tmp_path / "model-00001-of-00001.safetensors", original("sd15", "F16"))
+    assert checkpoints.inspect(alone, hashes=False).family == "sd15"
+
+
 def mixed(rest):
     """A file that begins as safetensors; as a pickle its length is the step LONG1 over 22 bytes, up to `rest`."""
     length = 0x8A | 22 << 8

@@ -10,6 +10,8 @@ from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.sources import BytesSource
 from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.checkpoints.models.leftovers import tidy
+from fastsd_helpers.checkpoints.models.single_file import averaged_names
+from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError
 
 
@@ -96,6 +98,65 @@ def test_a_wrapped_file_is_recognised_and_becomes_the_plain_one(key, wrapper, pl
     written = checkpoints.convert(source, place / "b.safetensors", verify=True)
     assert read(written.path) == read(plain.path)
     assert any(wrapper in note for note in written.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("clip-l", "cond_stage_model.transformer."),
+        ("clip-l", "text_encoders.clip_l.transformer."),
+        ("clip-h", "clip_h.transformer."),
+        ("clip-g", "text_encoder_2."),
+        ("t5", "text_encoders.t5xxl.transformer."),
+        ("flux", "diffusion_model."),
+        ("flux", "transformer."),
+        ("vae", "vae."),
+        ("flux-ae", "first_stage_model."),
+    ],
+)
+def test_a_part_that_was_cut_out_of_a_model_is_the_part_under_whatever_was_in_front(key, prefix, place):
+    tensors = original(key, "F16")
+    plain = checkpoints.convert(write(place / "plain.safetensors", tensors), place / "a.safetensors")
+    cut = write(place / "cut.safetensors", {f"{prefix}{name}": value for name, value in tensors.items()})
+    found = checkpoints.inspect(cut, hashes=False)
+    assert (found.family, found.missing, found.unexpected, found.problems) == (key, (), (), ())
+    written = checkpoints.convert(cut, place / "b.safetensors", verify=True)
+    assert read(written.path) == read(plain.path)
+
+
+def test_an_encoder_of_images_and_a_lora_keep_what_is_in_front_of_their_names():
+    vision = {f"vision_model.encoder.layers.{place}.self_attn.q_proj.weight" for place in range(12)}
+    lora = {f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"}
+    for names in (vision, lora):
+        assert tidied(names) == (names, ())
+
+
+@pytest.mark.parametrize(("key", "start"), [("t5", ""), ("flux-all-in-one", "text_encoders.t5xxl.transformer.")])
+def test_t5s_table_of_words_is_read_under_its_second_name_where_that_alone_is_there(key, start, place):
+    tensors = original(key, "F16")
+    plain = checkpoints.convert(write(place / "plain.safetensors", tensors), place / "a.safetensors")
+    second = f"{start}encoder.embed_tokens.weight"
+    renamed = {second if name == f"{start}shared.weight" else name: value for name, value in tensors.items()}
+    written = checkpoints.convert(write(place / "in.safetensors", renamed), place / "b.safetensors", verify=True)
+    assert read(written.path) == read(plain.path)
+    both = {**tensors, second: tensors[f"{start}shared.weight"]}
+    assert read(checkpoints.convert(write(place / "2.safetensors", both), place / "c.safetensors").path) == read(
+        plain.path
+    )
+
+
+def test_a_file_with_averages_in_the_place_of_its_unet_is_the_model_of_them(place):
+    tensors = original("sd15", "F16")
+    averages = {original: name for name, original in averaged_names(find_family("sd15")).items()}
+    alone = {averages.get(name, name): value for name, value in tensors.items()}
+    source = write(place / "in.safetensors", alone)
+    found = checkpoints.inspect(source, hashes=False)
+    assert (found.kind, found.family, found.missing) == ("checkpoint", "sd15", ())
+    assert [problem.what for problem in found.problems] == ["686 U-Net tensors are there as averages (EMA) alone"]
+    plain = checkpoints.convert(write(place / "plain.safetensors", tensors), place / "a.safetensors")
+    assert read(checkpoints.convert(source, place / "b.safetensors").path) == read(plain.path)
+    with pytest.raises(CheckpointError, match="has no U-Net"):
+        checkpoints.convert(source, place / "c.safetensors", ema=False)
 
 
 def test_a_part_of_a_folder_that_was_compiled_is_taken_as_it_is(place):

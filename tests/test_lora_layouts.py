@@ -473,7 +473,7 @@ def test_parts_may_be_written_in_two_layouts():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["unet.strange.lora_A.weight"], "changes 'strange', a layer of not a known model"),
+        (["unet.strange.lora_A.weight"], "changes 'strange', a layer of no known model"),
         (["lora_unet_strange.lora_down.weight"], "'strange'"),
         ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion."),
         ([f"{KOHYA_XL}_attn1_to_k.lora_down.0.weight"], "intermediate training file"),

@@ -74,6 +74,12 @@ def kohya(path, letters="unet"):
         ({"unet.lora_alpha": "16", "text_encoder.lora_alpha": "5"}, True),
         ({"lora_alpha": "8", "use_rslora": "True"}, True),
         ({"ss_network_alpha": "16.0", "ss_network_dim": "4"}, True),
+        ({"adapter_config": json.dumps({"r": 4, "lora_alpha": 16, "peft_type": "LORA"})}, True),
+        ({"lora_config": json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": True})}, True),
+        (
+            {"settings": json.dumps({"lora_rank": 4, "lora_alpha": 16.0, "steps": 900}), "notes": 'his "lora_alpha"'},
+            True,
+        ),
     ],
 )
 def test_the_alpha_is_found_wherever_the_header_states_it(metadata, noted, tmp_path) -> None:
@@ -356,6 +362,18 @@ def test_an_alpha_of_convolutions_that_is_words_speaks_of_convolutions_alone(tmp
         words = f"scale of unet.{conv} is unknown: the header's conv_alpha is .*two"
         with pytest.raises(CheckpointError, match=words):
             convert(tmp_path, tensors | kernel, header)
+
+
+def test_settings_of_a_training_count_after_the_tensors_and_may_hold_anything(tmp_path) -> None:
+    own = pairs(kohya(CROSS), ends=("lora_down", "lora_up")) | {f"{kohya(CROSS)}.alpha": number(3)}
+    settings = {"lora_alpha": 3, "unet": "a path", "alpha_pattern": "none", "use_rslora": "perhaps"}
+    for said in (settings, ["lora_alpha"], {"text_encoder": {"lora_alpha": 5}}):
+        assert convert(tmp_path, own, {"settings": json.dumps(said)}).notes == ()
+    for said, words in ((4, "4"), ("auto", "'auto'")):
+        notes = convert(tmp_path, own, {"settings": json.dumps({**settings, "lora_alpha": said})}).notes
+        assert [f"stated twice: {words} in the header's settings" in note for note in notes] == [True]
+    with pytest.raises(CheckpointError, match="the header's settings is 'auto', which is not a number"):
+        convert(tmp_path, pairs(f"unet.{CROSS}"), {"settings": json.dumps({**settings, "lora_alpha": "auto"})})
 
 
 def test_what_kohya_writes_of_a_lora_that_was_resized_is_no_contradiction(tmp_path) -> None:

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("numpy")
 import numpy as np
 from merge_models import TO_K, assert_merged, kohya, noise, stored
-from table_models import write
+from table_models import read, write
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
@@ -109,6 +109,25 @@ def test_what_is_asked_for_wrongly_is_said(asked, message, merge_models, place, 
     assert re.search(message, f"{caught.value.problem} {caught.value.hint}"), caught.value
     assert caught.value.hint
     assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize("name", ["my own.safetensors", "pytorch_lora_weights.bin"])
+def test_a_folder_with_one_lora_of_any_name_is_that_lora(name, merge_models, place):
+    home, _, _ = merge_models("sd15")
+    lora = write(place / "lora" / name, GOOD)
+    if name.endswith(".bin"):
+        torch = pytest.importorskip("torch")
+        lora.unlink()
+        torch.save({layer: torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(fact.shape)
+                    for layer, (fact, content) in GOOD.items()}, lora)  # fmt: skip
+    (place / "lora" / "README.md").write_text("# My LoRA\n")
+    named = checkpoints.convert(home / "model", place / "a.safetensors", merge=[str(lora)])
+    whole = checkpoints.convert(home / "model", place / "b.safetensors", merge=[str(place / "lora")])
+    assert read(whole.path) == read(named.path)
+    assert any("is the only model file" in note for note in whole.notes)
+    write(place / "lora" / "other.safetensors", GOOD)
+    with pytest.raises(CheckpointError, match="holds 2 model files"):
+        checkpoints.convert(home / "model", place / "c.safetensors", merge=[str(place / "lora")])
 
 
 @pytest.mark.parametrize(

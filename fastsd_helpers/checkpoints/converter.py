@@ -20,7 +20,7 @@ from fastsd_helpers.checkpoints.formats.sources import open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS
-from fastsd_helpers.checkpoints.models.detect import Kind, detect, require_convertible
+from fastsd_helpers.checkpoints.models.detect import Kind, detect_file, require_convertible
 from fastsd_helpers.checkpoints.models.folder_conversion import (
     ENDINGS,
     Conversion,
@@ -220,7 +220,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: Conversion) -> C
     opened, family = open_file(src), options.family
     try:
         source = tidy(opened)
-        kind = detect(source.tensors, source.metadata)
+        kind = detect_file(src, source.tensors, source.metadata)
         if not kind.what.startswith("lora"):
             kind = require_convertible(src, source.tensors, family, source.metadata)
         prediction = prediction_of_file(src, kind.family or "", source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.formats.dtypes import count_not_finite
+from fastsd_helpers.checkpoints.formats.dtypes import CODE_BITS, count_not_finite
 from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
 from fastsd_helpers.checkpoints.formats.prediction import (
     Prediction,
@@ -20,7 +20,7 @@ from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.formats.weight_sets import choose_set, choose_variant, weight_sets
 from fastsd_helpers.checkpoints.given import Given, identify
-from fastsd_helpers.checkpoints.models.detect import Kind, detect
+from fastsd_helpers.checkpoints.models.detect import Kind, detect_file
 from fastsd_helpers.checkpoints.models.folder_copy import walk_folders
 from fastsd_helpers.checkpoints.models.folder_settings import settings_of_file, vae_family
 from fastsd_helpers.checkpoints.models.leftovers import tidy
@@ -136,7 +136,7 @@ def inspect(
 def _look(
     path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
 ) -> Inspection:
-    kind = detect(source.tensors, source.metadata)
+    kind = detect_file(path, source.tensors, source.metadata)
     tidied: Source = source
     problems: list[Problem] = []
     try:
@@ -147,7 +147,10 @@ def _look(
     layout = against_layout(family, tidied) if family else Layout()
     packed = packed_problem(source)
     # Codes have shapes of their own, and scales beside them: what they are is the one thing to say.
-    problems += layout.problems if packed is None else [packed, *missing_problems(layout.missing)]
+    if packed is None:
+        problems += layout.problems
+    else:
+        problems += [packed, *(missing_problems(family, layout.missing) if family else ())]
     not_finite = _scan(source, progress) if scan else None
     problems += general_problems(family, source, not_finite)
     prediction = None
@@ -234,7 +237,8 @@ def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[s
     whole = sum(fact.bytes for fact in source.tensors.values())
     done = 0
     found: dict[str, int] = {}
-    for name, values, _last in stream((name, copied(source, name)) for name in source.tensors):
+    readable = [name for name, fact in source.tensors.items() if fact.dtype not in CODE_BITS]
+    for name, values, _last in stream((name, copied(source, name)) for name in readable):
         bad = count_not_finite(values, source.tensors[name].dtype)
         if bad:
             found[name] = found.get(name, 0) + bad

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CKPT_STORAGES",
+    "CODE_BITS",
     "DTYPES",
     "DTYPE_BYTES",
     "FLOATS",
@@ -47,6 +48,8 @@ _TABLE = {
     "BOOL": (1, "bool", "BoolStorage"),
 }
 DTYPE_BYTES = {name: size for name, (size, _torch, _storage) in _TABLE.items()}
+# Formats of quantized files, which are told and never read: bits of a value.
+CODE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 CKPT_STORAGES = {name: storage for name, (_size, _torch, storage) in _TABLE.items() if storage}
 OF_TORCH = {torch: name for name, (_size, torch, _storage) in _TABLE.items()}
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
 from fastsd_helpers.downloads.content import describe_content
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.inert.pickles import has_pickle, is_archive
@@ -46,6 +47,17 @@ def refuse_other_content(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a web page that was saved under the name of a model.",
             "Log in at the site, or accept the model's terms there, and download the file itself.",
+        )
+    if kind == "onnx":
+        raise CheckpointError(
+            f"{path} is an ONNX model, which is not converted.", "Give the model's .safetensors file."
+        )
+    # A pickle of the oldest kind is text too, and of a few bytes nothing can be told.
+    if kind == "text" and len(head) > 8 and path.suffix.lower() not in PICKLE_ENDINGS:
+        index = path.name.endswith(".index.json")
+        raise CheckpointError(
+            f"{path} is {'the list of the files of a model' if index else 'a text file'}, not a model.",
+            _AGAIN if path.suffix.lower() in (".safetensors", ".sft") else "Give the weights, or the folder of them.",
         )
     if kind in _NO_MODELS:
         raise CheckpointError(f"{path} is {'an' if kind == 'image' else 'a'} {kind}, not a model.", _AGAIN)

@@ -45,7 +45,7 @@ class Kind:
     what: `checkpoint` (a whole model in its original layout), `part` (a VAE or text encoder alone), `diffusers part`
         (weights of a Diffusers folder), `lora` (kohya's names), `lora peft` (other names), or something that is not
         converted: `lycoris`, `controlnet`, `adapter`, `embedding`, `motion`, `upscaler`, `vision`, `preview`, `unet`,
-        `foreign` (another model), `unknown`.
+        `shard` (one of several files), `foreign` (another model), `unknown`.
     family: a key of the name tables, where there is one.
     words: the same for people.
     hint: what to do with a file that is not converted.

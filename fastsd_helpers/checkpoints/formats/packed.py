@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.formats.dtypes import FLOATS, is_small_float
+from fastsd_helpers.checkpoints.formats.dtypes import CODE_BITS, FLOATS, is_small_float
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.sources import Source
 from fastsd_helpers.checkpoints.formats.weight_sets import weight_sets
@@ -42,6 +42,11 @@ def refuse_packed(where: Path | str, tensors: Mapping[str, TensorFact]) -> None:
             f"{where} holds scaled 8-bit weights (its {marker!r} says so), which cannot be converted.", _HINT
         )
     for name, fact in tensors.items():
+        if fact.dtype in CODE_BITS:
+            raise CheckpointError(
+                f"{where} holds quantized weights ({name!r} in the format {fact.dtype}), which cannot be converted.",
+                _HINT,
+            )
         companion = _companion(name, fact, scales)
         if companion is not None:
             kind = "scaled 8-bit" if is_small_float(fact.dtype) else "quantized"

@@ -4,8 +4,8 @@ Anything that is not plain tensors in plain dictionaries is refused. The look co
 gigabytes that are not there.
 """
 
-import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("params_ema", "g_ema", "params", "model_state_dict", "model", "module", "generator", "net", "ema")
 _STATE = ("optimizer", "optimizer_states", "lr_schedulers", "scheduler", "callbacks", "loops", "hyper_parameters")
 _COUNTERS = (int, float, str, bool, type(None))
+_DEEPEST = 4  # one more than the hypernetworks of AUTOMATIC1111: a width, one network of two, and its layers
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
@@ -47,17 +48,28 @@ def load_pickled(path: Path) -> dict[str, Any]:
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # a damaged pickle raises whatever its broken program runs into
         raise _refused(path) from err
+    if isinstance(loaded, torch.Tensor):
+        raise CheckpointError(
+            f"{path} holds one tensor without a name, as aesthetic gradients do, and not a model.",
+            "Give a model, or use the file with the program that made it.",
+        )
     loaded = _unwrapped(loaded)
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+    if not isinstance(loaded, (dict, list, tuple)):
         raise _refused(path)
-    return loaded
+    found: dict[str, Any] = {}
+    for name, value in _named(loaded):
+        if found.setdefault(name, value) is not value:
+            raise CheckpointError(f"{path.name} holds two values under {name!r}.", "Save the weights once more.")
+    if not found:
+        raise CheckpointError(f"{path} holds no tensors.", "Download it again, or choose another file.")
+    return found
 
 
 def _unwrapped(loaded: Any) -> Any:
     """The tensors alone: out of what a trainer wrapped around them, and without its counters and settings."""
     import torch
 
-    with contextlib.suppress(KeyError, TypeError):
+    if isinstance(loaded, dict) and "state_dict" in loaded:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         return loaded
@@ -67,6 +79,24 @@ def _unwrapped(loaded: Any) -> Any:
         inside = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), dict)), loaded)
         return _unwrapped(inside) if inside is not loaded else loaded
     return {name: value for name, value in loaded.items() if not isinstance(value, _COUNTERS) and name not in _STATE}
+
+
+def _named(loaded: Any) -> Iterator[tuple[str, Any]]:
+    """Every value by its name; inside dictionaries and lists, by the names on the way, with dots between them.
+
+    Counters are left out. What is nested deeper than programs do it, or stands in two places, stays as it is.
+    """
+    seen: set[int] = set()
+
+    def look(start: str, holder: Any, depth: int) -> Iterator[tuple[str, Any]]:
+        seen.add(id(holder))
+        for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            if isinstance(value, (dict, list, tuple)) and depth < _DEEPEST and id(value) not in seen:
+                yield from look(f"{start}{key}.", value, depth + 1)
+            elif not isinstance(value, _COUNTERS):
+                yield f"{start}{key}", value
+
+    return look("", loaded, 1)
 
 
 def _refused(path: Path) -> CheckpointError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastsd_helpers.checkpoints.formats.dtypes import DTYPE_BYTES
+from fastsd_helpers.checkpoints.formats.dtypes import CODE_BITS, DTYPE_BYTES
 from fastsd_helpers.checkpoints.names.layout import Shape
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import forget_cached
@@ -43,6 +43,8 @@ class TensorFact:
     @property
     def bytes(self) -> int:
         """The size of the values."""
+        if self.dtype in CODE_BITS:
+            return CODE_BITS[self.dtype] * self.count // 8
         return DTYPE_BYTES[self.dtype] * self.count
 
 
@@ -160,7 +162,7 @@ class SafetensorsFile(Source):
             if kind == "metadata":
                 metadata[name] = value.read()
                 continue
-            if value["dtype"] not in DTYPE_BYTES:
+            if value["dtype"] not in DTYPE_BYTES and value["dtype"] not in CODE_BITS:
                 raise CheckpointError(
                     f"{self.path.name} holds the tensor {name[:200]!r} in the unknown format "
                     f"{str(value['dtype'])[:40]!r}.",

@@ -206,7 +206,7 @@ def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
         words = f"of the {PART_WORDS[known]}, " if known in PART_WORDS else ""
         problem = f"The LoRA changes {apart.path!r} {words}which {find_family(family).title} models do not have."
     else:
-        problem = f"The LoRA changes {apart.path!r}, a layer of not a known model."
+        problem = f"The LoRA changes {apart.path!r}, a layer of no known model."
     return CheckpointError(problem, "Give a LoRA for Stable Diffusion 1.x, 2.x, SDXL or Flux.1.")
 
 

@@ -9,8 +9,8 @@ Source: peft's LoraConfig and get_pattern_key (peft/utils/other.py), which diffu
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastsd_helpers.errors import CheckpointError
@@ -155,6 +155,7 @@ def find_statements(metadata: Mapping[str, str], config: Mapping[str, Any], part
     if described := _described(metadata, part):
         found.append(_of_config(described, "the header's metadata"))
     found += _of_plain(metadata, part)
+    found += _of_others(metadata, part)
     found += _of_kohya(metadata)
     if all(one.alpha is None for one in found) and any(one.of_peft for one in found):
         found.append(Statement("peft's default", _PEFT_ALPHA, firm=False, unusual=True))
@@ -174,11 +175,36 @@ def _described(metadata: Mapping[str, str], part: str) -> dict[str, Any]:
         ) from err
     if not isinstance(found, dict):
         raise CheckpointError(f"{capital(where)} is {_shown(found)}, which is not an object.", _HINT)
+    return _of_part(found, part, where)
+
+
+def _of_part(found: Mapping[str, Any], part: str, where: str) -> dict[str, Any]:
     own = {key.removeprefix(f"{part}."): value for key, value in found.items() if key.startswith(f"{part}.")}
     inside = _mapping(found, part, where)
     others = tuple(f"{other}." for other in _PARTS)
     common = {key: value for key, value in found.items() if key not in _PARTS and not key.startswith(others)}
     return {**common, **inside, **own}
+
+
+def _of_others(metadata: Mapping[str, str], part: str) -> Iterator[Statement]:
+    """What the settings of a training, or peft's configuration, say under a key of their own, as JSON."""
+    for key, text in metadata.items():
+        if key == METADATA_KEY or 'lora_alpha"' not in text:
+            continue
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(found, dict):
+            continue
+        where = f"the header's {key}"
+        plain = {name: value for name, value in found.items() if name not in _PARTS or isinstance(value, dict)}
+        described = _of_part(plain, part, where)
+        alpha, unread = _loose(described.get("lora_alpha"))
+        if alpha is not None and not unread and {"r", "lora_alpha"} <= described.keys():
+            yield replace(_of_config(described, where), firm=False, of_peft=False, unusual=True)
+        elif alpha is not None:
+            yield Statement(where, alpha, firm=False, unusual=True, unread=unread)
 
 
 def _of_config(config: Mapping[str, Any], where: str) -> Statement:

@@ -12,7 +12,7 @@ from fastsd_helpers.checkpoints.models.leftovers import tidy_facts
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["Kind", "detect", "require_convertible"]
+__all__ = ["Kind", "detect", "detect_file", "require_convertible"]
 
 Facts = Mapping[str, TensorFact]
 
@@ -25,11 +25,16 @@ _TEXT_ENCODERS = (
     ("cond_stage_model.", "sd15", "a Stable Diffusion 1.x{} file"),
 )
 _TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL", 2048: "SDXL"}
+# The names of a token's vectors, one for each text encoder; those of training scripts and of AUTOMATIC1111.
+_EMBEDDED = frozenset(["clip_l", "clip_g", "t5", "t5xxl", "text_encoders_0", "text_encoders_1"])
+_TOKEN = re.compile(r"emb_params|string_to_param\..*|<.*>", re.DOTALL)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 _BESIDE_A_MODEL = ("adapter", "controlnet", "embedding")  # what may have LoRA inside and is still none
 _LYCORIS = re.compile(r".*\.(hada_w1_a|lokr_w1(_a)?|lokr_w2(_a)?|oft_blocks|oft_diag)(\.weight)?$", re.DOTALL)
 _KOHYA = re.compile(r"lora_(unet|te\d?)_")
 _MERGE = "Merge it into a model: fastsd convert MODEL NEW.safetensors --merge THIS_FILE."
 _UNKNOWN = "Give a Stable Diffusion 1.x, 2.x, SDXL or Flux.1 model, a VAE, a text encoder or a LoRA."
+_AVERAGED_FIRST = "model_ema.diffusion_modelinput_blocks00weight"  # where the averages alone were kept
 _WHOLE = "Give the whole model: U-Net, VAE and text encoder."
 _FLUX_BLOCKS = (19, 38)
 _FLUX_TASKS = {384: " Fill (inpainting)", 128: " Canny or Depth"}
@@ -52,17 +57,36 @@ def detect(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind:
     return found or Kind("unknown", None, "not a known model", _UNKNOWN)
 
 
+def detect_file(path: Path, tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind:
+    """As `detect`; one of the several files of a model is called that, since it has a share of the tensors alone."""
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[2]) > 1:
+        words = f"file {int(shard[1])} of the {int(shard[2])} of a model (a shard)"
+        return Kind("shard", None, words, "Give the folder that has all of them, with their index.")
+    return detect(tensors, metadata)
+
+
 def _embedding(tensors: Facts) -> Kind | None:
-    names = set(tensors)
-    one = re.compile(r"emb_params|string_to_param\..*|<.*>", re.DOTALL)
-    if names and names <= {"clip_l", "clip_g", "t5xxl"}:
-        base = "Stable Diffusion 3" if "t5xxl" in names else "SDXL"
-    elif names and all(one.fullmatch(name) for name in names):
-        width = max((fact.shape[-1] for fact in tensors.values() if fact.shape), default=0)
+    # OneTrainer puts several into one file, and adds what comes out of the text encoders.
+    names = {re.sub(r"^bundle_emb\.[^.]*\.|_out$", "", name) for name in tensors}
+    width = max((fact.shape[-1] for fact in tensors.values() if fact.shape), default=0)
+    if not names:
+        return None
+    if names <= _EMBEDDED:
+        base = "Stable Diffusion 3" if "clip_g" in names else "Flux.1"
+        base = base if names & {"t5", "t5xxl"} else "SDXL"
+    elif all(_TOKEN.fullmatch(name) for name in names):
         base = _TEXT_WIDTHS.get(width, "Stable Diffusion")
+    elif width in _TEXT_WIDTHS and all(_is_token(name, fact, width) for name, fact in tensors.items()):
+        base = _TEXT_WIDTHS[width]
     else:
         return None
     return Kind("embedding", None, f"a textual inversion embedding for {base}", hint_of("embedding"))
+
+
+def _is_token(name: str, fact: TensorFact, width: int) -> bool:
+    """Whether it is a word's vectors under the word itself, which people choose: `sks`, or `my cat`."""
+    return "." not in name and fact.shape[-1:] == (width,) and len(fact.shape) <= 2 and fact.count <= 128 * width
 
 
 def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
@@ -101,7 +125,7 @@ def _flux(tensors: Facts) -> Kind | None:
 
 
 def _stable_diffusion(tensors: Facts) -> Kind | None:
-    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight") or tensors.get(_AVERAGED_FIRST)
     if first is None:
         if "input_blocks.0.0.weight" in tensors:
             return Kind("unet", None, f"a U-Net alone, in the original names, of {_unet_of(tensors, '')}", _WHOLE)
@@ -202,7 +226,7 @@ def require_convertible(
     Raises:
         CheckpointError: says what the file is, and what to do with it.
     """
-    kind = detect(tensors, metadata)
+    kind = detect_file(path, tensors, metadata)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors.", "Download it again, or choose another file.")
     if kind.hint and not kind.what.startswith("lora"):

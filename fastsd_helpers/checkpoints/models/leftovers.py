@@ -37,6 +37,12 @@ _ATTENTION = re.compile(
 )
 _LEAVES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _LEAVES |= {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
+_T5 = "encoder.block.0.layer.0.SelfAttention.q.weight"
+# What the parts have that are converted alone; the longer of two names first.
+_MARKERS = (
+    *("double_blocks.0.img_attn.qkv.weight", _T5, "text_model.embeddings.token_embedding.weight"),
+    *("embeddings.token_embedding.weight", "token_embedding.weight"),
+)
 _CONVOLUTION = re.compile(r"(.*\.)?mid\.attn_1\.(q|k|v|proj_out)\.weight")
 
 
@@ -82,6 +88,7 @@ def _tidied(given: Iterable[str], *, strict: bool) -> tuple[dict[str, str], tupl
     names = {name: name for name in names if name not in state}
     names = _renamed(names, _without_segments, "the wrapper of torch.compile or of several GPUs", notes, strict)
     names = _unwrapped(names, notes, strict)
+    names = _alone(names, notes)
     names = _renamed(names, _respelled, "with other names for the VAE's attention", notes, strict)
     return names, tuple(notes)
 
@@ -141,6 +148,24 @@ def _unwrapped(names: Mapping[str, str], notes: list[str], strict: bool) -> dict
             plain.setdefault(name, theirs)
         notes.append(f"{len(inside)} names had the prefix {wrapper!r}, which was removed.")
     return plain
+
+
+def _alone(names: Mapping[str, str], notes: list[str]) -> dict[str, str]:
+    """Take off what a part alone, cut out of a whole model, has in front of every name."""
+    marker = next((marker for marker in _MARKERS if any(name.endswith(marker) for name in names)), "")
+    found = next((name for name in names if marker and name.endswith(marker)), "")
+    prefix = found.removesuffix(marker)
+    if prefix and prefix != "model.diffusion_model." and all(name.startswith(prefix) for name in names):
+        notes.append(f"{len(names)} names had the prefix {prefix!r}, which was removed.")
+        names = {name.removeprefix(prefix): theirs for name, theirs in names.items()}
+    return {_shared(name, names): theirs for name, theirs in names.items()}
+
+
+def _shared(name: str, names: Mapping[str, str]) -> str:
+    """T5's table of words has two names, and some writers keep the second alone."""
+    start = name.removesuffix("encoder.embed_tokens.weight")
+    alone = start != name and f"{start}{_T5}" in names and f"{start}shared.weight" not in names
+    return f"{start}shared.weight" if alone else name
 
 
 def _twice(one: str, other: str) -> CheckpointError:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastsd_helpers.checkpoints.formats.sources import Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
+from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.lora.changes import changed_tensors, read_change, read_scales, refuse_unmergeable
 from fastsd_helpers.checkpoints.lora.layers import Lora, open_lora
 from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraModule, is_lora, is_lora_folder, read_layout
@@ -24,7 +25,7 @@ from fastsd_helpers.checkpoints.models.merged_source import Addition, Merged
 from fastsd_helpers.checkpoints.models.parts import Parts
 from fastsd_helpers.checkpoints.models.single_file import SingleFile
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS, Family, match_names
-from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import how_to_get, require_inert
 
 __all__ = ["Adapter", "Merging", "open_adapters"]
@@ -114,7 +115,7 @@ def _number(text: str) -> float | None:
 
 def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
     require_inert([path])
-    _require_adapter(path)
+    path, notes_of_path = _adapter_at(path)
     try:
         lora = open_lora(path, stack)
         refuse_unmergeable(lora)
@@ -122,20 +123,28 @@ def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
     except CheckpointError as err:
         named = path.name in err.problem
         raise CheckpointError(err.problem if named else f"{path.name}: {err.problem}", err.hint) from err
-    said = [f"{path.name}: {note}" for note in notes]
+    said = [*notes_of_path, *(f"{path.name}: {note}" for note in notes)]
     if strength < 0:
         said.append(f"{path.name}: the strength {strength:g} is negative: it has the opposite effect.")
     return Adapter(path, strength, lora, scales, tuple(said))
 
 
-def _require_adapter(path: Path) -> None:
+def _adapter_at(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder or file that is read as a LoRA, and what was chosen; a folder may hold one under a name of its own."""
+    notes: tuple[str, ...] = ()
     if path.is_dir():
-        if not is_lora_folder(path):
+        if is_lora_folder(path):
+            return path, notes
+        try:
+            given = identify(path)
+        except ModelError:
+            given = None
+        if given is None or given.what != "file":
             raise CheckpointError(
                 f"{path} is a folder without a LoRA: it has neither {LORA_FILE} nor adapter_model.safetensors.",
                 "Give the LoRA's file.",
             )
-        return
+        path, notes = given.path, given.notes
     source = open_file(path)
     try:
         if not is_lora(source.tensors):
@@ -145,6 +154,7 @@ def _require_adapter(path: Path) -> None:
             )
     finally:
         source.close()
+    return path, notes
 
 
 # ------------------------------------------------------------------------------------------------ where they belong

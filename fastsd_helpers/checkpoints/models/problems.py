@@ -9,6 +9,7 @@ from pathlib import Path
 from fastsd_helpers.checkpoints.formats.dtypes import is_small_float
 from fastsd_helpers.checkpoints.formats.packed import refuse_packed, refuse_packed_config
 from fastsd_helpers.checkpoints.formats.sources import Source
+from fastsd_helpers.checkpoints.models.single_file import averaged_names
 from fastsd_helpers.checkpoints.names.layout import (
     PART_WORDS,
     Family,
@@ -64,9 +65,16 @@ def against_layout(family: Family, source: Source) -> Layout:
         found, unexpected = match_original(family, plain)
     except CheckpointError as err:
         return Layout(problems=(problem_of(err, TWO_NAMES),))
+    averages = {
+        row: name for name, row in averaged_names(family).items() if name in source.tensors and row not in found
+    }
+    found |= averages
     facts = {name: source.tensors[theirs] for name, theirs in found.items()}
     shapes = {name: fact.shape for name, fact in facts.items()}
     problems = []
+    if averages:
+        said = f"{len(averages)} U-Net tensors are there as averages (EMA) alone"
+        problems.append(Problem(said, "no web UI loads them; convert makes a model of them that every one loads"))
     try:
         wanted = expected_shapes(family, measure_original(family, shapes))
         missing = sorted(wanted.keys() - shapes.keys())
@@ -79,7 +87,7 @@ def against_layout(family: Family, source: Source) -> Layout:
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
         problems.append(problem_of(err, "the file is incomplete"))
-    problems += missing_problems(missing)
+    problems += missing_problems(family, missing)
     if unexpected:
         problems.append(
             Problem(
@@ -87,7 +95,7 @@ def against_layout(family: Family, source: Source) -> Layout:
                 "ComfyUI and Forge ignore them; AUTOMATIC1111 refuses extra U-Net tensors in SD 2.x files",
             )
         )
-    respelled = sum(name != theirs for name, theirs in found.items())
+    respelled = sum(name != theirs for name, theirs in found.items() if name not in averages)
     if respelled and family.key.startswith(("sd15", "sdxl")):
         effect = (
             "no web UI renames them: the first text encoder keeps random weights"
@@ -101,13 +109,15 @@ def against_layout(family: Family, source: Source) -> Layout:
     return Layout(tuple(missing), tuple(unexpected), dict(sizes), tuple(problems))
 
 
-def missing_problems(missing: Sequence[str]) -> list[Problem]:
+def missing_problems(family: Family, missing: Sequence[str]) -> list[Problem]:
     """The problems that missing tensors make, one for each part of the model."""
     groups: dict[str, list[str]] = {}
     for name in missing:
-        groups.setdefault(_part_of(name), []).append(name)
+        part = family.to_diffusers[name].part
+        groups.setdefault("text encoder" if part.startswith("text") else PART_WORDS[part], []).append(name)
     effects = {
         "U-Net": "the model cannot be loaded",
+        "transformer": "the model cannot be loaded",
         "VAE": "web UIs use another VAE if one is chosen, otherwise images are noise",
         "text encoder": "the text encoder has random weights: images do not follow the prompt",
     }
@@ -118,12 +128,6 @@ def missing_problems(missing: Sequence[str]) -> list[Problem]:
         )
         for part, names in groups.items()
     ]
-
-
-def _part_of(name: str) -> str:
-    if re.match(r"(cond_stage_model|conditioner|text_encoders|text_model)\.", name):
-        return "text encoder"
-    return "VAE" if re.match(r"(first_stage_model|vae|encoder|decoder|quant|post_quant)", name) else "U-Net"
 
 
 def packed_problem(source: Source) -> Problem | None:

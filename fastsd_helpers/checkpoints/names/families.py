@@ -198,7 +198,7 @@ def _vae(flux: bool) -> Family:
         rows=tuple(vae.vae_rows("", flux=flux)),
         spellings={"vae": vae.VAE_SPELLINGS},
         measured=vae.measured_vae(),
-        original_spellings=(("vae." if flux else "first_stage_model.", ""),),
+        original_spellings=(("first_stage_model.", ""), ("vae.", "")),
         left_out=_LEFT_OUT,
     )
 
