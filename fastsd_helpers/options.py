@@ -44,6 +44,7 @@ class Option:
     advanced: bool = False
     optional: bool = False  # None is allowed: "left alone"
     known: str = ""  # which list of known values a form offers beside free text
+    follows: bool = False  # left alone, it is what the base model says, and its default where that says nothing
 
     @property
     def flag(self) -> str:
@@ -61,6 +62,7 @@ def option(
     secret: bool = False,
     advanced: bool = False,
     known: str = "",
+    follows: bool = False,
 ) -> Any:
     """Declare one setting of a frozen dataclass.
 
@@ -76,12 +78,13 @@ def option(
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
         known: a key of `forms.known`: values that the form offers beside free text.
+        follows: left alone, it is what the base model says; the form shows that it is, not the default.
 
     Returns:
         The field, for the dataclass.
     """
     metadata = {"help": help, "low": low, "high": high, "step": step}
-    metadata |= {"secret": secret, "advanced": advanced, "known": known}
+    metadata |= {"secret": secret, "advanced": advanced, "known": known, "follows": follows}
     return field(default=default, metadata=metadata, repr=not secret)
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser.lab import Lab, open_browser, start_lab  # noqa: E402
-from browser.test_a1111_notebook import run, unfold  # noqa: E402
+from browser.test_a1111_notebook import run  # noqa: E402
 from dreambooth_runs import build_base  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 from notebook_webui import prepare_kernel  # noqa: E402
@@ -75,10 +75,10 @@ class Walk:
         print(f"{name or title}: {line.strip()[:150]}", flush=True)
         return said
 
-    def run(self, lab: Lab, title: str, pattern: str = r"\S") -> str:
+    def run(self, lab: Lab, title: str, pattern: str = r"\S", *, name: str = "") -> str:
         """Run a cell to its end, and look at it."""
         run(lab, title)
-        return self.look(lab, title, pattern)
+        return self.look(lab, title, pattern, name=name)
 
 
 def write_pictures(folder: Path, boxes: list[tuple[int, int, int, int]], name: str) -> list[str]:
@@ -122,7 +122,7 @@ def laboratory(folder: Path, startup: Path, shots: Path) -> Iterator[Callable[[s
         browser = page.context.browser
 
         def open_notebook(name: str) -> Lab:
-            fresh = browser.new_page(viewport={"width": 1280, "height": 1800})
+            fresh = browser.new_page(viewport={"width": 1280, "height": 2700})
             fresh.set_default_timeout(600_000)
             return Lab(fresh, address, name, shots)
 
@@ -162,8 +162,8 @@ def choose_session_and_photos(lab: Lab, walk: Walk, photos: list[str]) -> None:
     lab.enter("3a", "size", "576")
     lab.enter("3a", "crop", "none")
     walk.look(lab, "3a", f"{len(photos)} uploaded photos in this session", name="3a-uploaded")
-    walk.run(lab, "3b")
-    walk.run(lab, "3c")
+    walk.run(lab, "3b", "images to train on")
+    walk.run(lab, "3c", "no crop to correct")
     walk.run(lab, "3d")
     walk.run(lab, "3e")
 
@@ -177,7 +177,7 @@ def choose_settings(lab: Lab, walk: Walk, class_images: Path) -> None:
     for name, value in SETTINGS.items():
         lab.enter("4 ", name, value)
     lab.enter("4 ", "class prompt", "a cat")
-    unfold(lab, "4 ")
+    lab.unfold("4 ")
     for name, value in (FOLDED | {"class folder": str(class_images)}).items():
         lab.enter("4 ", name, value)
     lab.page.wait_for_timeout(1500)
@@ -209,7 +209,7 @@ def come_back(lab: Lab, walk: Walk, session: Path) -> None:
     lab.wait_done("11", timeout_s=1800)
     walk.look(lab, "2a", name="again-2a")
     walk.look(lab, "2b", "Resuming cat, last used", name="again-2b")
-    walk.look(lab, "3b", name="again-3b")
+    walk.look(lab, "3b", "A training was started with these images", name="again-3b")
     walk.look(lab, "4 ", name="again-4")
     walk.look(lab, "5b", r"Done: \S+ is written and checked", name="again-5b")
     walk.look(lab, "6", r"Loss", name="again-6")
@@ -242,7 +242,7 @@ def try_and_write(lab: Lab, walk: Walk) -> None:
     lab.cell("7b").locator("button", has_text="Close it").click()
     lab.wait_for_output("7b", "Closed")
     walk.run(lab, "8a")
-    walk.run(lab, "8b")
+    walk.run(lab, "8b", "already written this file")
     walk.run(lab, "8c")
     lab.cell("8c").get_by_role("button", name="Inspect it").click()
     walk.look(lab, "8c", "LoRA", name="8c-inspected")
@@ -254,20 +254,21 @@ def place(lab: Lab, walk: Walk, work: Path) -> None:
     programs, store = work / "programs", work / "store"
     run(lab, "1")
     run(lab, "2a")
-    unfold(lab, "2a")
+    lab.unfold("2a")
     lab.enter("2a", "store", str(store))
     lab.enter("2a", "without gpu", "yes")
     run(lab, "2b")
     run(lab, "3a")
-    unfold(lab, "3a")
+    lab.unfold("3a")
     lab.enter("3a", "folder", str(programs))
-    walk.run(lab, "3b", "is installed in")
+    walk.run(lab, "3b", "is installed in", name="webui-3b")
     run(lab, "4a")
     lab.enter("4a", "model", MODEL)
     lab.enter("4a", "lora", "session cat: lora.safetensors")
     lab.page.wait_for_timeout(1500)
     walk.look(lab, "4a", name="webui-4a")
-    walk.run(lab, "4b", r"cat-lora\.safetensors \(lora\)")
+    walk.run(lab, "4b", rf"{re.escape(find_model(MODEL).checkpoint['file'])} \(checkpoint\)", name="webui-4b")
+    walk.look(lab, "4b", r"cat-lora\.safetensors \(lora\)", name="webui-4b")
     # The web UI is started with the store's folders; what is elsewhere is linked into its own.
     placed = {path.name for folder in (programs, store) for path in folder.rglob("*.safetensors")}
     if not {"cat-lora.safetensors", find_model(MODEL).checkpoint["file"]} <= placed:
@@ -307,7 +308,11 @@ PARTS: dict[str, Callable[[Path, Walk], None]] = {"sdxl": sdxl, "gpus": gpus}
 
 def record(rows: list[tuple[str, str, float]]) -> str:
     """The page of results."""
-    kept = [(name, re.sub(r"/\S*/(?=Fast-Dreambooth|class\b)", ".../", said)) for name, said, _seconds in rows if said]
+    kept = [
+        (name, re.sub(r"/\S*/(?=Fast-Dreambooth|class\b|programs\b)", ".../", said))
+        for name, said, _seconds in rows
+        if said
+    ]
     table = [f"| {name} | {said.replace('|', '/')} |" for name, said in kept]
     about = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores"
     return "\n".join(
@@ -319,7 +324,8 @@ def record(rows: list[tuple[str, str, float]]) -> str:
             "A real JupyterLab in Chromium, worked by the fields' labels. Illustrious XL is chosen from the list; the "
             "model has SDXL's layers at small widths and random weights, served on 127.0.0.1. "
             f"{len(SHAPES)} photos and {len(CLASS_SHAPES)} class images of several shapes, {STEPS} steps of a LoRA on "
-            "two CPU processes.",
+            "two CPU processes. The web UI that is installed is a small stand-in. The kernel of the last two rows "
+            "seems to have two GPUs.",
             "",
             "| cell | what it said |",
             "|---|---|",

@@ -211,7 +211,7 @@ def test_crop_none_keeps_the_shape_with_the_area_of_the_size_and_squares_stay_sq
         assert image.framing == Framing.whole(width, height)
     assert result.lines()[0] == "4 images to train on, each with the area of 128 x 128 px."
     said = {item["source"]: item["warnings"] for item in result.images}
-    assert "too small: 40 x 100 px enlarged to 128" in said["small.png"]
+    assert "too small: 40 x 100 px enlarged to 81 x 202 px" in said["small.png"]
     assert any("3 of 4 images are not square: training sorts them" in note for note in result.notes)
 
 

@@ -23,7 +23,7 @@ from fastsd_helpers.forms import Form, SessionConfig, desk, open_session, prepar
 from fastsd_helpers.forms.dreambooth import notebook
 from fastsd_helpers.forms.widgets import model_choice
 from fastsd_helpers.forms.widgets.style import read_style
-from fastsd_helpers.options import check, option, options_of
+from fastsd_helpers.options import check, given_names, option, options_of, to_values
 from fastsd_helpers.registry import models
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wheels import Change, InstallReport
@@ -193,16 +193,42 @@ def test_a_choice_that_follows_the_model_says_so_until_something_is_chosen() -> 
     row = form._fields["method"].row
     widget(form, "base_model").value = "illustrious-xl"
     assert form.config().method == "full", "what the model brings is filled in later"
+    assert not {"method", "lr_scheduler"} & given_names(form.config())
     assert "illustrious-xl: lora" in text_of(row)
     assert "illustrious-xl: constant_with_warmup" in text_of(form._fields["lr_scheduler"].row)
-    widget(form, "method").value = "lora"
+    assert widget(form, "method").label == "automatic", "not a value that will not be used"
+    widget(form, "method").value = "full"
+    assert "method" in given_names(form.config()), "its default can be chosen in one step"
     assert "illustrious-xl: lora" not in text_of(row)
+    form.update(method=None)
+    assert widget(form, "method").label == "automatic", "and not an empty list"
+    assert "method" not in given_names(form.config())
+    assert "illustrious-xl: lora" in text_of(row)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_choice_that_follows_the_model_is_restored_as_it_was_left(every: bool, tmp_path: Path) -> None:
+    session = Session.create("cat", root=tmp_path)
+    values = to_values(DreamBoothConfig()) if every else {"unet_steps": 7}  # earlier versions kept every setting
+    session.save(forms={"DreamBoothConfig": values})
+    form = show_form(DreamBoothConfig, restore=session)
+    assert widget(form, "method").label == "automatic"
+    widget(form, "method").value = "full"
+    form.config()
+    assert widget(show_form(DreamBoothConfig, restore=session), "method").label == "full"
 
 
 def test_a_field_left_alone_says_what_the_model_brings() -> None:
     form = show_form(PaintConfig)
     assert widget(form, "unet_steps").placeholder == "automatic"
-    assert widget(form, "sheen").options[0] == widget(form, "primer").options[0] == ("automatic", None)
+    for name in ("sheen", "primer"):
+        choice = widget(form, name)
+        assert choice.label == "automatic"
+        choice.index = 1
+        assert form.values()[name] is not None
+        choice.index = 0
+        assert choice.label == "automatic", "it is chosen again, and not shown as nothing"
+        assert form.values()[name] is None
     widget(form, "base_model").value = "demo"
     from fastsd_helpers.registry import find_model
 

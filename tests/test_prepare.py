@@ -563,7 +563,7 @@ def test_small_and_blurred_pictures_are_reported(session: Session, folder: Path)
     picture(2, (600, 600)).filter(ImageFilter.GaussianBlur(6)).save(folder / "blurred.png")
     picture(3, (600, 600)).save(folder / "sharp.png")
     found = {item["source"]: item["warnings"] for item in run(session, folder, size=128).images}
-    assert found["small.png"] == ["too small: 100 px enlarged to 128"]
+    assert found["small.png"] == ["too small: 100 px enlarged to 128 px"]
     assert found["blurred.png"] == ["blurred"]
     assert found["sharp.png"] == []
 

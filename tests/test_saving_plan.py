@@ -158,6 +158,8 @@ def test_what_is_lost_at_worst_is_in_minutes_once_a_step_was_timed(monkeypatch):
     timed = plan_for(monkeypatch, 100, standing=Standing(seconds_per_step={"unet": 0.5, "text_encoder": 0.1}))
     assert "300 steps of the unet stage (about 2 minutes)" in timed.saving_lines()[0]
     assert "300 steps of the text encoder stage (about 30 seconds)" in timed.saving_lines()[0]
+    quick = plan_for(monkeypatch, 100, standing=Standing(seconds_per_step={"unet": 0.004, "text_encoder": 0.0001}))
+    assert quick.saving_lines()[0].count("(about 1 second)") == 2
 
 
 def test_what_a_lora_would_cost_is_said_of_a_full_training_alone(monkeypatch):

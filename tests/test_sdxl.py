@@ -403,6 +403,20 @@ def test_a_model_that_does_not_say_what_it_predicts_is_asked_about(bases, sessio
     assert plan(settings_for(folder, prediction_type=answer), session).config.prediction_type == answer
 
 
+def test_a_model_that_says_something_else_than_at_the_start_is_refused_and_its_place_is_not_remembered(
+    bases, session
+) -> None:
+    train(settings_for(bases["sdxl"], text_encoder_steps=0, unet_steps=1), session)
+    # The same weights: only what their folder says of them is another thing.
+    with pytest.raises(
+        SettingsError, match=r"started with prediction_type epsilon, but .* says v_prediction"
+    ) as caught:
+        train(DreamBoothConfig(base_model=str(bases["sdxl-v"])), session)
+    assert "--base-model" in caught.value.hint
+    assert session.record["base_model"]["ref"] == str(bases["sdxl"])
+    assert train(DreamBoothConfig(), session).first_step == 1, "left alone it is the run's own"
+
+
 def test_velocity_is_never_trained_as_noise(bases, session) -> None:
     with pytest.raises(SettingsError, match=r"is epsilon, but .* says v_prediction") as caught:
         plan(settings_for(bases["sdxl-v"], prediction_type="epsilon"), session)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import types
@@ -215,15 +216,23 @@ def test_auto_is_a_number_of_processes_left_alone() -> None:
 # --------------------------------------------------------------------------------------- watched over
 
 
-def _here(runner: Runner, name: str, ground: Path, monkeypatch: pytest.MonkeyPatch, *, fault: str = "") -> Any:
+def _here(
+    runner: Runner, name: str, ground: Path, monkeypatch: pytest.MonkeyPatch, *, fault: str = "", stop: bool = False
+) -> Any:
     """Train in this process, which starts two others; returns the result and what was reported."""
     monkeypatch.setenv("FASTSD_FAULT", fault)
     monkeypatch.setenv("FASTSD_SCRATCH", str(ground / "scratch" / name))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     said: list[Any] = []
+
+    def report(progress: Any) -> None:
+        said.append(progress)
+        if stop and len(said) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     quick = {"text_encoder_steps": 2, "unet_lr": None, "text_encoder_lr": None, "save_every": 1}
     config = config_for(ground / "base", processes=2, **quick)
-    return train(config, runner.session(name), report=said.append), said
+    return train(config, runner.session(name), report=report), said
 
 
 def test_accelerate_launch_starts_two_whose_news_and_result_come_back(
@@ -237,14 +246,24 @@ def test_accelerate_launch_starts_two_whose_news_and_result_come_back(
     assert same(learned(runner.session("launched")), learned(runner.session("one")))
 
 
+def _forked(count: int, words: list[str]) -> list[str]:
+    # The same processes without the launcher's own imports.
+    return [sys.executable, "-c", _START_TOGETHER, str(count), str(free_port()), "", *words, "--json"]
+
+
+def test_both_processes_hear_a_stop_while_they_encode_the_images(
+    runner: Runner, ground: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "launch_command", _forked)
+    with pytest.raises(Interrupted, match="Stopped while the images were encoded, 0 of 3"):
+        _here(runner, "stopped", ground, monkeypatch, stop=True)
+    assert local_holder(runner.session("stopped").folder) is None
+
+
 def test_a_killed_process_of_two_is_named_in_a_sentence_and_nothing_is_left_running(
     runner: Runner, ground: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forked(count: int, words: list[str]) -> list[str]:
-        # The same processes without the launcher's own imports.
-        return [sys.executable, "-c", _START_TOGETHER, str(count), str(free_port()), "", *words, "--json"]
-
-    monkeypatch.setattr(launching, "launch_command", forked)
+    monkeypatch.setattr(launching, "launch_command", _forked)
     with pytest.raises(TrainingFailed) as caught:
         _here(runner, "watched", ground, monkeypatch, fault="step.unet@1:2")
     assert caught.value.problem.startswith("Process 2 of 2 of this training was killed from outside")

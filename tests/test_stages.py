@@ -20,7 +20,7 @@ from fastsd_helpers.dreambooth.training.cache import encode_images  # noqa: E402
 from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step  # noqa: E402
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
-from fastsd_helpers.errors import CheckpointError  # noqa: E402
+from fastsd_helpers.errors import CheckpointError, Interrupted  # noqa: E402
 
 require_installed("diffusers")
 
@@ -46,6 +46,15 @@ def open_studio(base: Path, **values) -> TrainingContext:
 
 
 # -------------------------------------------------------------------------------------- learned and judged pictures
+
+
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_a_stop_is_heard_before_each_image_that_is_encoded(small_base, tmp_path, before):
+    context, asked = open_studio(small_base, flip=True), iter(range(9))
+    data = Dataset(pictures(tmp_path, "train", "a", "b", "c"), pictures(tmp_path, "held-out", "z"))
+    with pytest.raises(Interrupted, match="Stopped while the images were encoded"):
+        context.fill_caches(data, stopped=lambda: next(asked) >= before)
+    assert not hasattr(context, "held_out")
 
 
 @pytest.mark.parametrize("flip", [False, True])

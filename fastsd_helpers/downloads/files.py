@@ -30,6 +30,7 @@ from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNot
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
 from fastsd_helpers.processes import LockHeld, file_lock
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["Wanted", "fetch", "fetch_all", "models_folder", "wanted_file"]
 
@@ -252,7 +253,7 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
             chosen[:] = [target]
             raise _AlreadyHere
         chosen[:] = [target]
-        about = f", {remote.total / 1e9:.2f} GB" if remote.total else ""
+        about = f", {size_in_words(remote.total)}" if remote.total else ""
         logger.info("Downloading %s%s from %s.", target.name, about, shown)
 
     with _only_one(part):

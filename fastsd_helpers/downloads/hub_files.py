@@ -17,6 +17,7 @@ from fastsd_helpers.downloads.links import HubFile
 from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import remembered_sha256
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["fetch_hub_file"]
 
@@ -105,7 +106,8 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
         )
     if hub.cached_file(wanted.file, wanted.revision) is None:
         hub.check_room(about.size or 0, f"{wanted.file} of {wanted.repo}")
-        logger.info("Downloading %s of %s (%.2f GB).", wanted.file, wanted.repo, (about.size or 0) / 1e9)
+        size = f" ({size_in_words(about.size)})" if about.size else ""
+        logger.info("Downloading %s of %s%s.", wanted.file, wanted.repo, size)
 
     download = functools.partial(hf_hub_download, wanted.repo, wanted.file, revision=wanted.revision, **hub.access)
     return Path(with_retries(download, also=network_errors())), announced

@@ -17,7 +17,7 @@ from fastsd_helpers.dreambooth.presets import (
 )
 from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolutions
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.options import GIVEN, check, given_names, option
+from fastsd_helpers.options import GIVEN, check, given_names, option, options_of
 from fastsd_helpers.registry import ModelSpec
 
 __all__ = [
@@ -41,8 +41,6 @@ _FIXED = ("base_model", "method", "preset", "steps", "prediction_type", "zsnr", 
 _STEPS = ("unet_steps", "text_encoder_steps")
 # "auto" in these means: as it is, or as it suits.
 _MAY_BE_AUTO = ("base_model", "precision", "optimizer", "prediction_type")
-# They have a default of their own, and a model may have another.
-_FOLLOW_MODEL = ("method", "lr_scheduler")
 
 # What a run did before these settings existed, and what is left when neither user nor preset chooses.
 _OFF: Given = {
@@ -79,7 +77,9 @@ class DreamBoothConfig:
     )
     method: Literal["full", "lora"] = option(
         "full",
-        help="full: trains every weight; lora: trains small matrices added to them (a file of MB, not GB)",
+        help="full: trains every weight; lora: trains small matrices added to them (a file of MB, not GB); default: "
+        "full, and lora for SDXL",
+        follows=True,
     )
     preset: Literal["none", "face", "object", "style"] = option(
         "none", help="default settings for a kind of subject; also sets the steps from the number of photos"
@@ -146,8 +146,10 @@ class DreamBoothConfig:
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "linear",
-        help="learning rate schedule: how the learning rate falls over each stage",
+        help="learning rate schedule: how the learning rate falls over each stage; default: linear, and "
+        "constant_with_warmup for SDXL",
         advanced=True,
+        follows=True,
     )
     prior_weight: float | None = option(
         None,
@@ -380,7 +382,8 @@ def resolve_settings(
         return cast(ResolvedConfig, replace(config, **values)), ["settings this session was started with"]
     reasons: list[str] = []
     named = given_names(config)
-    follow = {name: spec.defaults[name] for name in _FOLLOW_MODEL if name in spec.defaults and name not in named}
+    follows = [item.name for item in options_of(DreamBoothConfig) if item.follows and item.name not in named]
+    follow = {name: spec.defaults[name] for name in follows if name in spec.defaults}
     if follow:
         config = replace(config, **follow)
         reasons.append(f"from {spec.title}: {', '.join(f'{name} {value}' for name, value in follow.items())}")

@@ -10,6 +10,7 @@ from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]
 
@@ -48,7 +49,7 @@ def load_pipeline(folder: Path) -> Any:
     dtype = choose_dtype(device, folder)
     sizes = part_sizes(folder, dtype.itemsize)
     _require_memory(folder, sum(sizes.values()))
-    parts = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in sizes.items())
+    parts = ", ".join(f"{part} {size_in_words(size)}" for part, size in sizes.items())
     logger.info("Loading %s.", parts or folder.name)
     # What judges images is not part of every model, and needs weights of its own.
     without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}

@@ -337,8 +337,12 @@ def what_changed(begun: list[list[str]], dataset: Dataset) -> str:
         if sha256 in before and before[sha256] != image.prompt
     ]
     gone, new = len(before.keys() - now.keys()), len(now.keys() - before.keys())
-    more = [f"and {len(said) - 3} prompts more"] if len(said) > 3 else []
-    counts = [f"{count} images are {what}" for count, what in ((gone, "gone"), (new, "new")) if count]
+    more = [f"and {len(said) - 3} more"] if len(said) > 3 else []
+    counts = [
+        f"{count} image{'s are' if count > 1 else ' is'} {what}"
+        for count, what in ((gone, "gone"), (new, "new"))
+        if count
+    ]
     return "; ".join([*said[:3], *more, *counts]) or "their order, or which of them are held out"
 
 

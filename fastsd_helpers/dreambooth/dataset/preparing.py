@@ -333,13 +333,14 @@ def _resize(image: "Image.Image", box: CropBox, config: PrepareConfig, warnings:
 
     part = image.crop(box.as_tuple())
     width, height = part.size
-    side = f"{width}" if width == height else f"{width} x {height}"
     scale = config.size / math.sqrt(width * height)  # a square becomes size x size, others have that area
     if part.size != image.size and config.crop == "none":
         warnings.append(f"longer than {LONGEST}:1: only {width} x {height} px of it are used")
+    size = round(width * scale), round(height * scale)
     if scale > 1:
-        warnings.append(f"too small: {side} px enlarged to {config.size}")
-    return part.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+        before, after = (f"{w} px" if w == h else f"{w} x {h} px" for w, h in (part.size, size))
+        warnings.append(f"too small: {before} enlarged to {after}")
+    return part.resize(size, Image.Resampling.LANCZOS)
 
 
 def _compare_with_others(

@@ -141,8 +141,7 @@ def open_learned(
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
         config = from_values(ResolvedConfig, {"lora_targets": "attention", **generation.record["settings"]})
-        base = find_base(generation, session, base_model)
-        base = base.predicting(config.prediction_type, config.zsnr, begun=True)
+        base = find_base(generation, session, base_model, predicts=(config.prediction_type, config.zsnr))
         context = TrainingContext(base, config, describe_device())
         for stage in STAGE_NAMES:
             role = choice.role if stage == choice.stage else stage

@@ -304,7 +304,8 @@ class _Run:
             versions=self.versions,
         )
         fault_point("segment.recorded")
-        self.context.fill_caches(start.dataset, self.class_images.fill(say=self.say, stopped=stop.is_set))
+        pictures = self.class_images.fill(say=self.say, stopped=stop.is_set)
+        self.context.fill_caches(start.dataset, pictures, stopped=stop.is_set)
         for leg, done in start.open_legs:
             self._train_leg(leg, done, stop, lock)
         for problem in self.store.flush_for(self.plan.finish_bytes, stopped=stop.is_set):

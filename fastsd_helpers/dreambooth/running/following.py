@@ -72,7 +72,8 @@ def _train_along(ranks: Ranks, brief: Brief, session: Session, stop: threading.E
         load_learned(context, start, brief.generation)
     fault_point("segment.recorded")
     images = ClassImages(session, context, start.dataset.train)
-    context.fill_caches(start.dataset, images.fill(say=_nothing, stopped=stop.is_set))
+    pictures = images.fill(say=_nothing, stopped=stop.is_set)
+    context.fill_caches(start.dataset, pictures, stopped=stop.is_set)
     for leg, done in start.open_legs:
         generation = brief.generation if done else None
         trainer = open_stage(leg.stage, context, generation, key=leg.key, before=leg.before)

@@ -136,7 +136,7 @@ class Plan:
             )
             measured = f" (measured here: {steps})" if steps else ""
             lines.append(
-                f"About {self.minutes:.1f} minutes of training are left{measured}, without sample images and saving."
+                f"About {_minutes(60 * self.minutes)} of training are left{measured}, without sample images and saving."
             )
         return lines
 
@@ -155,6 +155,8 @@ def _steps(count: int, *, one: str = "step") -> str:
 
 
 def _minutes(seconds: float) -> str:
+    if seconds < 1.5:
+        return "1 second"
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 

@@ -92,6 +92,12 @@ class BaseModel:
                 "Look it up where the model is from: most predict noise (--prediction-type epsilon), those called "
                 "V-Pred or vpred velocity (--prediction-type v_prediction).",
             )
+        if begun and says not in ("unknown", named):
+            raise SettingsError(
+                f"This session's run was started with prediction_type {named}, but {self.ref} says {says}.",
+                "Specify with --base-model the model as it was then, or start again from step 0 with --restart; "
+                "nothing saved is lost.",
+            )
         if says not in ("unknown", named):
             raise SettingsError(
                 f"prediction_type (--prediction-type) is {named}, but {self.ref} says {says}.",

@@ -158,7 +158,7 @@ def find_start(
         require_share(last.parts, processes)
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     predicts = last.settings.get("prediction_type", "auto"), last.settings.get("zsnr")
-    base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
+    base = find_base(generation, session, given.get("base_model"), predicts=predicts)
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
@@ -321,17 +321,20 @@ def _next_segment(
 # ------------------------------------------------------------------------------------------------ the base model
 
 
-def find_base(generation: Generation, session: Session, ref: str | None = None) -> BaseModel:
+def find_base(
+    generation: Generation, session: Session, ref: str | None = None, *, predicts: tuple[str, bool | None]
+) -> BaseModel:
     """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
     Args:
         generation: the checkpoint.
         session: where the checkpoint is.
         ref: where it is said to be; nothing for where it was last.
+        predicts: the run's settings prediction_type and zsnr.
 
     Raises:
         ModelNotFound: it is not there; says what is sought and how to point to it.
-        SettingsError: what is there has other weights.
+        SettingsError: what is there has other weights, or says that it predicts something else.
     """
     known, sha256 = _known_places(session, generation), generation.record["base_model"]["sha256"]
     if not ref or ref in ("auto", *known):
@@ -350,6 +353,7 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
         base = BaseModel.fetch(ref)
         if base.sha256() != sha256:
             raise _other_model(known[0], ref)
+    base = base.predicting(*predicts, begun=True)  # before its place is remembered: another one may suit the run
     if base.ref != known[0]:
         session.save_if_possible(base_model={"ref": base.ref, "sha256": sha256})
     return base

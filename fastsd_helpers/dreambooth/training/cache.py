@@ -1,12 +1,12 @@
 """What need not be computed twice: each image's latent mean and deviation, and each prompt's text embedding."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.families import Conditions, Family, Framing, cover
-from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.errors import DatasetError, Interrupted
 from fastsd_helpers.images.files import PictureProblem, read_rgb
 from fastsd_helpers.processes import Ranks
 from fastsd_helpers.runtime import fault_point
@@ -110,6 +110,7 @@ def encode_images(
     device: Any,
     flip: bool = False,
     ranks: Ranks | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Latents:
     """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
 
@@ -121,12 +122,14 @@ def encode_images(
         device: that the VAE is on.
         flip: whether the mirrored images are encoded too.
         ranks: the processes that share the work; each gets all latents.
+        stopped: asked before each image.
 
     Raises:
         DatasetError: an image cannot be read.
+        Interrupted: `stopped` said so, to one of the processes.
     """
     parts: list[Part] = [(image, size, None) for image in images]
-    return _encode(family, vae, [parts], device=device, flip=flip, ranks=ranks)[0]
+    return _encode(family, vae, [parts], device=device, flip=flip, ranks=ranks, stopped=stopped)[0]
 
 
 def encode_buckets(
@@ -138,22 +141,32 @@ def encode_buckets(
     device: Any,
     flip: bool = False,
     ranks: Ranks | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> SortedLatents:
     """Encode images as they were sorted into buckets, as `encode_images` does."""
     parts: list[list[Part]] = [
         [(images[place.image], bucket.size, place.box) for place in bucket.places] for bucket in buckets
     ]
-    latents = _encode(family, vae, parts, device=device, flip=flip, ranks=ranks)
+    latents = _encode(family, vae, parts, device=device, flip=flip, ranks=ranks, stopped=stopped)
     return SortedLatents(tuple(latents), tuple(tuple(place.image for place in bucket.places) for bucket in buckets))
 
 
 def _encode(
-    family: Family, vae: Any, buckets: "list[list[Part]]", *, device: Any, flip: bool, ranks: Ranks | None
+    family: Family,
+    vae: Any,
+    buckets: "list[list[Part]]",
+    *,
+    device: Any,
+    flip: bool,
+    ranks: Ranks | None,
+    stopped: Callable[[], bool],
 ) -> list[Latents]:
     """The latents of each bucket's images, and of their mirrored ones; the work is divided over all buckets."""
     import torch
 
-    def encode_one(part: "Part", mirror: bool) -> "tuple[torch.Tensor, torch.Tensor, Framing]":
+    def encode_one(part: "Part", mirror: bool) -> "tuple[torch.Tensor, torch.Tensor, Framing] | None":
+        if stopped():
+            return None
         pixels, framing = _read_pixels(*part)
         pixels = pixels.to(device)
         with torch.no_grad():
@@ -163,7 +176,14 @@ def _encode(
 
     def encode(mirror: bool) -> list[Latents]:
         parts = [part for bucket in buckets for part in bucket]
-        encoded = iter((ranks or Ranks()).divide(parts, partial(encode_one, mirror=mirror)))
+        shares = (ranks or Ranks()).divide(parts, partial(encode_one, mirror=mirror))
+        whole = [share for share in shares if share is not None]
+        if len(whole) < len(shares):  # which all processes see alike
+            raise Interrupted(
+                f"Stopped while the images were encoded, {len(whole)} of {len(shares)}; no step was lost.",
+                "Train again with the same session: it begins with that.",
+            )
+        encoded = iter(whole)
         found = []
         for bucket in buckets:
             means, stds, framings = zip(*(next(encoded) for _ in bucket), strict=True)

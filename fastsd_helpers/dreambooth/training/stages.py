@@ -5,6 +5,7 @@ A stage's name is also the role of its weights in a checkpoint. What differs bet
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -107,12 +108,22 @@ class TrainingContext:
         every, most = self.config.training_resolutions, self.config.resolution
         return tuple(px for px in every if not classes or px <= most) or every[:1]
 
-    def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
-        """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
+    def fill_caches(
+        self,
+        dataset: "Dataset",
+        class_images: "tuple[PreparedImage, ...]" = (),
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Encode every image once, and fix the held-out noise; the VAE is freed afterwards.
+
+        Raises:
+            Interrupted: `stopped` said so.
+        """
         config = self.config
         with self.ranks.in_turn():
             vae = self.base.load("vae").to(self.device)
-        encode = partial(encode_buckets, self.family, vae, device=self.device, ranks=self.ranks)
+        encode = partial(encode_buckets, self.family, vae, device=self.device, ranks=self.ranks, stopped=stopped)
         self.latents = encode(dataset.train, self.sort(dataset.train), flip=config.flip)
         judged = dataset.held_out or dataset.train
         self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"

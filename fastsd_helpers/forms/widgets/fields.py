@@ -18,6 +18,7 @@ from fastsd_helpers.wording import for_notebook, label_of
 
 __all__ = ["Field", "known_choice"]
 
+_ALONE = ""  # what an empty field and the first entry of a choice hold
 _FITS = 34  # characters that a list shows beside its label and help; a list cannot wrap
 
 
@@ -68,14 +69,16 @@ class Field:
             self.row = make_field(self.widget, help, below=self._below)
             self._about, self._help_text = self.row.children[1] if help else None, html.escape(help)
         if option.default is not MISSING:
-            self.write(option.default)
+            self.write(None if option.follows else option.default)
 
     def _make_widget(self, widgets: Any) -> Any:
         option = self.option
         name = {"description": label_of(option.name)}
         # Where the help says what an empty field means, it is not chosen automatically.
-        empty = "automatic" if option.optional and "; empty:" not in option.help else ""
-        alone = [(empty, None)] if option.optional else []  # the first entry of a choice
+        empty = "automatic" if (option.optional or option.follows) and "; empty:" not in option.help else ""
+        # The first entry of a choice; with a value of None it would show as nothing once it is chosen again. A default
+        # that follows the model would be shown where the model's is used, and could not be chosen.
+        alone = [(empty, _ALONE)] if option.optional or option.follows else []
         if option.secret:
             return widgets.Password(**name)
         if option.choices is not None:
@@ -93,11 +96,16 @@ class Field:
         low, high = (f"{limit:g}" if self.option.kind is float else str(limit) for limit in bounds)
         return f"{self.option.help} ({low} to {high})"
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is left to the base model although it has a default."""
+        return self.option.follows and self.widget.value == _ALONE
+
     def read(self) -> Any:
         """The setting's value; text that is not a number is returned as it was typed, for `check` to name it."""
-        value = self.widget.value
+        value = self.option.default if self.alone else self.widget.value
         if not isinstance(value, str) or self.option.choices is not None:
-            return value
+            return None if value == _ALONE else value
         try:
             return parse_value(self.option, value.strip())
         except ValueError:
@@ -107,8 +115,10 @@ class Field:
         """Show a value; None shows the empty field that means "left alone"."""
         from traitlets import TraitError
 
-        if hasattr(self.widget, "placeholder"):
-            value = "" if value is None else str(value)
+        if value is None:
+            value = _ALONE
+        elif hasattr(self.widget, "placeholder"):
+            value = str(value)
         try:
             self.widget.value = value
         except TraitError as err:

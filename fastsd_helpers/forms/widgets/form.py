@@ -157,7 +157,8 @@ class Form(View, Generic[Config]):
         """The settings that were entered, now or in an earlier visit, and those that differ from their defaults."""
         values = self.values()
         differ = {name for name, field in self._fields.items() if values.get(name) != field.option.default}
-        return differ | self.typed | self._brought
+        alone = {name for name, field in self._fields.items() if field.alone}
+        return (differ | self.typed | self._brought) - alone
 
     def update(self, **values: Any) -> None:
         """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
@@ -184,6 +185,9 @@ class Form(View, Generic[Config]):
         told = not saved.keys() >= {name for name, field in self._fields.items() if not field.option.secret}
         entered = set(self.typed)
         for name, value in saved.items():
+            field = self._fields.get(name)
+            if not told and field is not None and field.option.follows and value == field.option.default:
+                continue
             try:
                 self.update(**{name: value})
             except SettingsError:
@@ -257,15 +261,15 @@ class Form(View, Generic[Config]):
             self._session.save_if_possible(forms=entered)
 
     def _show_defaults(self) -> None:
-        base = self._fields.get("base_model")
-        if base is not None and isinstance(base.choice, ModelChoice):
-            base.choice.set_use(str(self.values().get("method", "full")))
         spec = next((spec for spec in models() if spec.key == self.values().get("base_model")), None)
         defaults = spec.defaults if spec is not None else {}
-        given = self._given()
+        base = self._fields.get("base_model")
+        if base is not None and isinstance(base.choice, ModelChoice):
+            method = self._fields.get("method")
+            brings = defaults.get("method") if method is not None and method.alone else None
+            base.choice.set_use(str(brings or self.values().get("method", "full")))
         for name, field in self._fields.items():
-            # A setting with a default of its own follows the model too, until something is chosen here.
-            follows = field.option.optional or name not in given
+            follows = field.option.optional or field.alone
             field.suggest(f"{spec.key}: {defaults[name]}" if spec is not None and name in defaults and follows else "")
 
 
