@@ -46,7 +46,7 @@ CAT = ROOT / "docs" / "images" / "cat.jpg"  # 451 x 300
 SHAPES = [(0, 0, 451, 300), (100, 0, 300, 300), (70, 0, 370, 300), (0, 60, 451, 260), (120, 0, 270, 300)]
 CLASS_SHAPES = [(0, 0, 300, 200), (40, 0, 190, 300)]
 STEPS = 6
-SETTINGS = {"unet steps": str(STEPS), "resolution": "512", "save every": "3", "sample every": "3"}
+SETTINGS = {"unet steps": str(STEPS), "resolution": "512", "save every": "3", "sample every": "5"}
 FOLDED = {"resolutions": "512, 576", "processes": "2", "lora rank": "4"}
 NOT_FOR_PEOPLE = re.compile(r"Traceback|PosixPath|Result\(|Config\(|^(False|None|\[\])$", re.MULTILINE)
 

@@ -13,23 +13,32 @@ from faults.fingerprints import hash_file
 from test_desk import errors_of
 from test_notebooks import ROOT, code_cells, titles
 
+from fastsd_helpers.dreambooth import train
 from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.photos.browser_uploads import save_uploads
+from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig
+from fastsd_helpers.dreambooth.results.learned import ExportConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import SessionUnfinished, SettingsError, VerificationFailed
+from fastsd_helpers.errors import SessionNotFound, SessionUnfinished, SettingsError, VerificationFailed
 from fastsd_helpers.forms import (
+    RunConfig,
     SessionConfig,
     desk,
     disconnect_when_safe,
+    export_model,
     open_session,
     prepare_pictures,
+    run_training,
     show_disconnect,
     show_form,
     show_photos_form,
+    show_playground,
     show_prepared,
     show_result,
+    upload_model,
 )
+from fastsd_helpers.playground.page import PlaygroundConfig
 from fastsd_helpers.sessions import Session
 
 pytest.importorskip("ipywidgets")
@@ -200,6 +209,27 @@ def test_a_result_that_was_lost_or_changed_says_so(session: Session) -> None:
         show_result(session)
     with pytest.raises(VerificationFailed):
         show_disconnect(session)
+
+
+def test_a_session_that_is_gone_says_so_in_every_cell_and_is_not_made_anew(session: Session, tmp_path: Path) -> None:
+    """Its drive was disconnected, or it was renamed there: what it holds is neither missing nor to be trained again."""
+    elsewhere = session.folder.rename(tmp_path / "elsewhere")
+    cells = {
+        "prepare": lambda: prepare_pictures(PrepareConfig(images=str(tmp_path)), session),
+        "train": lambda: run_training(DreamBoothConfig(base_model="demo"), session, RunConfig()),
+        "the library's train": lambda: train(DreamBoothConfig(base_model="demo"), session),
+        "result": lambda: show_result(session),
+        "try": lambda: show_playground(PlaygroundConfig(), session),
+        "export": lambda: export_model(ExportConfig(), session),
+        "upload": lambda: upload_model(UploadConfig(repo="somebody/zib"), session),
+        "disconnect": lambda: show_disconnect(session),
+    }
+    for name, run in cells.items():
+        with pytest.raises(SessionNotFound, match="is no longer in") as caught:
+            run()
+        assert "cell 2a" in caught.value.hint, name
+        assert not session.folder.exists(), name
+    assert elsewhere.is_dir()
 
 
 def test_no_other_sessions_result_is_shown(session: Session) -> None:

@@ -27,6 +27,7 @@ def show_playground(config: PlaygroundConfig, session: Session) -> PageView[Page
         SettingsError: these are the settings of another form.
     """
     require(config, PlaygroundConfig)
+    session.require_here()
     # The folder, because the name alone is looked for among the sessions in the usual place.
     return offer_playground(config, str(session.folder))
 

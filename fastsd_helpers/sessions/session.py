@@ -18,7 +18,7 @@ from fastsd_helpers.errors import (
     SessionNotFound,
     SessionUnfinished,
 )
-from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.files import bytes_in, check_writable, file_errors
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.folders import children, models_in
 from fastsd_helpers.sessions.identity import needs_settling, settle_identity
@@ -206,6 +206,32 @@ class Session:
         merged["sequence"] = sequence + 1
         return merged
 
+    def require_here(self) -> None:
+        """Check that its folder is still where it was opened.
+
+        Without it, nothing would be found of what is kept, and its folder would be made anew where a drive belongs.
+
+        Raises:
+            SessionNotFound: the drive was unmounted, or the folder was renamed, moved or deleted.
+        """
+        if not self.folder.is_dir():
+            raise SessionNotFound(
+                f"The session {self.name} is no longer in {self.folder.parent}.",
+                "If its drive was disconnected, or it was renamed, open it again: in the notebook, cell 2a lists the "
+                "sessions that are there, and cell 2b mounts the drive.",
+            )
+
+    def require_writable(self) -> None:
+        """Check that its folder is still there, and that it can be written to, by writing.
+
+        Raises:
+            SessionNotFound: as `require_here`.
+            DriveError: as `check_writable`.
+            DiskFull: as `check_writable`.
+        """
+        self.require_here()
+        check_writable(self.folder)
+
     def lock(self, *, take_over: bool = False) -> SessionLock:
         """Hold this session for one run: `with session.lock() as lock`; see SessionLock for `lock.lost`.
 
@@ -216,8 +242,10 @@ class Session:
             The lock, to be entered by `with`; it beats in a thread of its own until the block ends.
 
         Raises:
+            SessionNotFound: its folder is no longer there.
             SessionBusy: on entering: a live run holds it and `take_over` is off.
         """
+        self.require_here()
         self.settle_identity()
         return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
 

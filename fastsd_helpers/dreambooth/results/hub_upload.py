@@ -34,6 +34,7 @@ def upload(config: UploadConfig, session: Session) -> UploadResult:
         VerificationFailed: it has other bytes than were sent.
     """
     require_name(config.repo)
+    session.require_here()
     done = finished_result(session, int(session.record.get("run", 1)))
     if done is None:
         raise SessionError(

@@ -124,11 +124,12 @@ def open_learned(
         base_model: where its base model lies now; nothing for where it was. The session remembers it.
 
     Raises:
-        SessionError: nothing was trained yet.
+        SessionError: nothing was trained yet, or the session is no longer there.
         CheckpointError: there is no such checkpoint.
         ModelNotFound: the base model is not where it was.
         SettingsError: it has other weights now.
     """
+    session.require_here()
     with CheckpointStore(
         session.checkpoints, scratch=folder, report=session.notices.append, timeline=str(session.record.get("run", 1))
     ) as store:

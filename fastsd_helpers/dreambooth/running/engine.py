@@ -45,7 +45,6 @@ from fastsd_helpers.dreambooth.training.lora import trained_count_of
 from fastsd_helpers.dreambooth.training.segments import Leg, steps_in_words
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
-from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
 from fastsd_helpers.processes import Ranks, stop_signals, watched_over, world_here
 from fastsd_helpers.runtime import choose_waiting, fault_point, make_cpu_sums_repeatable, quick_imports, versions
@@ -97,7 +96,7 @@ def train(
     started = time.monotonic()
     make_cpu_sums_repeatable()
     waiting = choose_waiting()
-    check_writable(session.folder)
+    session.require_writable()
     report = report or log_progress
     more = MoreSteps(more_steps, more_text_encoder_steps)
     processes = choose_processes(config, session, restart=restart, more=bool(more))

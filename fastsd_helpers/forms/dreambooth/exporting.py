@@ -34,6 +34,7 @@ def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
         FastSDError: what `dreambooth.export` raises.
     """
     require(config, ExportConfig)
+    session.require_here()
     done = finished_result(session, int(session.record.get("run", 1)))
     if config == ExportConfig() and done is not None:
         logger.info("Training has already written this file: %s", done["path"])
@@ -100,6 +101,7 @@ def disconnect_when_safe(
 
 
 def _finished_file(session: Session) -> tuple[Path, str]:
+    session.require_here()
     result = read_record(session.folder).record.get("result")
     if not result:
         raise unfinished(session)

@@ -66,6 +66,7 @@ def show_result(session: Session) -> PicturesView:
     Raises:
         SessionUnfinished: the training has not come to its end, with the cell to run.
     """
+    session.require_here()
     record = read_record(session.folder).record
     session.record.update(record)
     made = finished_result(session, int(record.get("run", 1)))

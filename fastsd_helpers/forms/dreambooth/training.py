@@ -92,6 +92,7 @@ def run_training(
     require(config, DreamBoothConfig)
     wanted = run_config or RunConfig()
     require(wanted, RunConfig)
+    session.require_here()
     child, begun = find_training(session), lambda: None
     if child is None:
         child = start_training(
