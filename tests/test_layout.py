@@ -253,6 +253,36 @@ def test_the_type_checker_looks_at_every_module() -> None:
     assert not silenced, "a whole file is taken out of the check"
 
 
+def _names_in(path: Path) -> set[str]:
+    """The names at the top of a file, also under a condition."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_what_the_scripts_import_from_here_is_there() -> None:
+    """Some run for minutes and none in the tests: a name that has moved would be noticed by who runs it next."""
+    root = PACKAGE.parent
+    missing = []
+    for script in sorted((root / "scripts").glob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            places = [
+                place / f"{node.module.replace('.', '/')}.py" for place in (root, root / "tests", root / "scripts")
+            ]
+            for path in filter(Path.is_file, places):
+                gone = {alias.name for alias in node.names} - _names_in(path)
+                missing += [f"{script.name}: {name} of {node.module}" for name in sorted(gone)]
+    assert missing == []
+
+
 def test_the_list_of_engines_holds_no_module_that_is_none() -> None:
     # One without a package of its own is on it because it imports another engine.
     needs = {}
