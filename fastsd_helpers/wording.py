@@ -31,6 +31,7 @@ _PHRASES = (
 _COMMANDS = "bench controlnet convert demo doctor dreambooth inspect install models playground trocr tunnel webui"
 _CELLS = {
     "dreambooth export": "the cell that writes the file",
+    "dreambooth new": "the cell that opens the session",
     "dreambooth prepare": "the cell that reads the photos",
     "dreambooth train": "the training cell",
     "webui install": "the cell that installs the web UI",

@@ -366,8 +366,8 @@ def test_photos_that_are_gone_are_a_sentence(prepared: Session) -> None:
 
 
 def test_an_editor_without_pictures_says_what_to_do(session: Session) -> None:
-    assert "Run prepare with your photos first" in forms.edit_crops(session)._message.value
-    assert "Run prepare with your photos first" in text_of(forms.edit_captions(session).box)
+    assert "Prepare your photos first: the cell that reads the photos" in forms.edit_crops(session)._message.value
+    assert "Prepare your photos first: the cell that reads the photos" in text_of(forms.edit_captions(session).box)
 
 
 # --------------------------------------------------------------------------------------------------- captions

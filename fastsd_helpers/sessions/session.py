@@ -368,7 +368,11 @@ def folder_of(name: str, root: Path) -> Path:
         if check_name(name) in there:
             return root / check_name(name)
     near = difflib.get_close_matches(name, there, n=5, cutoff=0.3) or there[:10]
-    hint = f"Choose one of: {', '.join(near)}." if near else "Create it first; there is none here yet."
+    hint = (
+        f"Choose one of: {', '.join(near)}."
+        if near
+        else "There is none here yet; create it: fastsd dreambooth new NAME"
+    )
     raise SessionNotFound(f"No session named {name[:80]!r} in {root}.", hint)
 
 

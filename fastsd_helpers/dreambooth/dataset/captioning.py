@@ -66,7 +66,10 @@ def find_picture(session: Session, name: str) -> dict[str, Any]:
     """
     images = recorded_images(session)
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
+        raise DatasetError(
+            f"Session {session.name!r} has no prepared images.",
+            f"Prepare your photos first: fastsd dreambooth prepare {session.name}",
+        )
     for keys in (_own_names, _source_names):
         found = [item for item in images if name in keys(item)]
         if len(found) == 1:

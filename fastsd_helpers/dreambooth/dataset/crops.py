@@ -44,7 +44,10 @@ def list_crops(session: Session) -> list[Crop]:
     """
     images = [item for item in recorded_images(session) if "box" in item and "source" in item]
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
+        raise DatasetError(
+            f"Session {session.name!r} has no prepared images.",
+            f"Prepare your photos first: fastsd dreambooth prepare {session.name}",
+        )
     if keeps_shapes(session):
         raise DatasetError(
             "These images were prepared without cropping.", "Choose crop smart or center, and prepare again."

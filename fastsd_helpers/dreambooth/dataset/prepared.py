@@ -256,7 +256,10 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
     found: dict[bool, list[PreparedImage]] = {False: [], True: []}
     for item, path, prompt in _with_prompts(session, instance_prompt):
         if not path.is_file():
-            raise DatasetError(f"The prepared image {path} is missing.", "Run prepare with your photos again.")
+            raise DatasetError(
+                f"The prepared image {path} is missing.",
+                f"Prepare your photos again: fastsd dreambooth prepare {session.name}",
+            )
         if sha256_of(path) != item["sha256"]:
             raise DatasetError(
                 f"The prepared image {path} has changed since it was prepared.",
@@ -312,7 +315,10 @@ def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer
 def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[dict[str, Any], Path, str]]:
     images = recorded_images(session)
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
+        raise DatasetError(
+            f"Session {session.name!r} has no prepared images.",
+            f"Prepare your photos first: fastsd dreambooth prepare {session.name}",
+        )
     home = _homes(session)
     found = []
     for item in images:

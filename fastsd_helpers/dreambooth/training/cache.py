@@ -181,7 +181,7 @@ def _encode(
         if len(whole) < len(shares):  # which all processes see alike
             raise Interrupted(
                 f"Stopped while the images were encoded, {len(whole)} of {len(shares)}; no step was lost.",
-                "Train again with the same session: it begins with that.",
+                "Train again with the same session to resume.",
             )
         encoded = iter(whole)
         found = []
