@@ -106,8 +106,8 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
         )
     if hub.cached_file(wanted.file, wanted.revision) is None:
         hub.check_room(about.size or 0, f"{wanted.file} of {wanted.repo}")
-        size = f" ({size_in_words(about.size)})" if about.size else ""
-        logger.info("Downloading %s of %s%s.", wanted.file, wanted.repo, size)
+        said = f" ({size_in_words(about.size)})" if about.size else ""
+        logger.info("Downloading %s of %s%s.", wanted.file, wanted.repo, said)
 
     download = functools.partial(hf_hub_download, wanted.repo, wanted.file, revision=wanted.revision, **hub.access)
     return Path(with_retries(download, also=network_errors())), announced
