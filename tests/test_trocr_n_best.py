@@ -259,6 +259,9 @@ def test_texts_are_files_and_folders_of_them_in_any_encoding(tmp_path):
     with pytest.raises(DatasetError, match="There is no file or folder"):
         texts_of([tmp_path / "c"])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text("\ufeff \n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"There is no text in .*blank\.txt"):
+        texts_of([tmp_path / "blank.txt"])
     with pytest.raises(DatasetError, match="no text file"):
         texts_of([tmp_path / "empty"])
 
@@ -306,6 +309,10 @@ def test_a_fine_tuning_tells_what_a_language_model_is_worth_and_an_older_run_goe
     assert (made.path / LANGUAGE).is_file() == any(gain["weight"] for gain in made.language)
     assert "With its language model, greedy: CER" in (made.path / "README.md").read_text()
     assert finetune(FineTuneConfig(**settings), learned, out, model=reader, held_out=held) == made
+    without = FineTuneConfig(**settings, language=False)
+    with pytest.raises(SettingsError, match="--no-language leaves that out"):
+        finetune(without, learned, tmp_path / "no", model=reader, held_out=held, texts=[tmp_path / "more.txt"])
+    assert not (tmp_path / "no").exists()
     # As a version wrote it that knew of none: the run is the same one, and its result opens.
     for name, gone in (("settings.json", "language"), ("result.json", "language")):
         values = json.loads((out / name).read_text(encoding="utf-8"))
