@@ -300,3 +300,17 @@ def test_a_name_that_is_no_utf8_stops_nothing(reader, tmp_path):
     read_folder(reader, tmp_path / "scans", tmp_path / "rows")
     rows = [json.loads(row) for row in (tmp_path / "rows" / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["name"] for row in rows] == ["gr\ufffd\ufffde.png", "plain.png", "zwei\nzeilen.png"]
+
+
+def test_names_too_long_for_an_ending_are_shortened_and_a_file_named_twice_is_read_once(reader, tmp_path):
+    pytest.importorskip("lxml")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for last in ("a", "b"):
+        draw(last).save(scans / f"{'ü' * 125}{last}.png")
+    config = TranscribeConfig(("alto",), pages="lines")
+    sources = [str(scans), str(scans / f"{'ü' * 125}a.png")]
+    for expected in (2, 0):
+        assert transcribe(reader, sources, tmp_path / "out", config).read_now == expected
+    made = sorted(path.name for path in (tmp_path / "out").glob("*.xml"))
+    assert made == [f"{'ü' * 116}-2.alto.xml", f"{'ü' * 116}.alto.xml"]

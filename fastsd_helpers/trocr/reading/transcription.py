@@ -40,6 +40,7 @@ __all__ = [
 _RUN = ".fastsd-run"  # in the folder of the results
 _SETTINGS = f"{_RUN}/settings.json"
 ENOUGH = 16  # files for a process: it takes some ten seconds until it reads
+_LONGEST = 255 - len("-0001.alto.xml")  # bytes of a name that an ending comes behind
 _TOGETHER = 64  # single lines read together
 _MOST_PIXELS = 50_000_000  # that are held of them
 
@@ -197,7 +198,7 @@ def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:
                 f"There is no file or folder {path}.",
                 "Check the path; a link needs a file as --out, an address such as s3:// --engine ray.",
             )
-    return name_inputs(found)
+    return name_inputs(list(dict.fromkeys(found)))
 
 
 def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
@@ -210,6 +211,7 @@ def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
         base, dash, digits = stem.rpartition("-")
         like_a_page = bool(dash) and digits.isdecimal() and base in several
         wanted = name if seen.count(stem) > 1 or like_a_page else str(Path(name).with_suffix(""))
+        wanted = _shortened(wanted)
         final, number = wanted, 1
         while final.casefold() in taken:  # the same name from two folders
             number += 1
@@ -217,6 +219,14 @@ def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
         taken.add(final.casefold())
         made.append(ToRead(path, name, final))
     return made
+
+
+def _shortened(stem: str) -> str:
+    """A name of results that file systems take with an ending behind it; nearly always as it is."""
+    folder, slash, last = stem.rpartition("/")
+    if len(last.encode()) <= _LONGEST:
+        return stem
+    return folder + slash + last.encode()[: _LONGEST - len("-1234567")].decode(errors="ignore")
 
 
 def _may_have_pages(path: Path) -> bool:
