@@ -23,7 +23,7 @@ from fastsd_helpers.trocr.ground_truth.xml_file import parse_xml, root_name
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, open_page
 from fastsd_helpers.wording import natural_order
 
-__all__ = ["UnpackedZip", "find_transcriptions", "other_kind", "rows_of_transcriptions", "unpacked"]
+__all__ = ["UnpackedZip", "find_transcriptions", "refuse_other_kinds", "rows_of_transcriptions", "unpacked"]
 
 _ROOTS = {"PcGts": read_page_xml, "alto": read_alto, "ALTO": read_alto}
 # What people bring that is not read: by the ending, or by the first element of an XML file; and the way on.
@@ -114,21 +114,18 @@ def find_transcriptions(folder: Path) -> list[Path]:
     return [path for path in found if path not in both]
 
 
-def other_kind(path: Path) -> tuple[str, str] | None:
-    """What a file, or the first such file below a folder, is that may have been meant as ground truth and is not read.
+def refuse_other_kinds(path: Path) -> None:
+    """Name a file, or the first file below a folder, that may have been meant as ground truth and is not read.
 
-    Returns:
-        A sentence that names it and its kind, and the way on; None where there is none.
+    Raises:
+        DatasetError: there is one: what it is, and the way on.
     """
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.name.startswith("."):
             continue
         root = root_name(file) if file.suffix.lower() == ".xml" else ""
-        kind = _OTHER_ENDINGS.get(file.suffix.lower()) or _OTHER_ROOTS.get(root)
-        if kind is not None:
-            return f"{file.name} is {kind[0]}, which is not read as ground truth.", kind[1]
-    return None
+        if kind := _OTHER_ENDINGS.get(file.suffix.lower()) or _OTHER_ROOTS.get(root):
+            raise DatasetError(f"{file.name} is {kind[0]}, which is not read as ground truth.", kind[1])
 
 
 def _mark(path: Path, folder: Path) -> tuple[str, ...]:
@@ -158,8 +155,8 @@ def rows_of_transcriptions(paths: list[Path], folder: Path) -> Iterator[Row | Le
         try:
             root = parse_xml(path)
             if root.tag not in _ROOTS:
-                known = other_kind(path) or (f"{path.name} is neither PAGE nor ALTO; it begins with <{root.tag}>.", "")
-                raise DatasetError(*known)
+                refuse_other_kinds(path)
+                raise DatasetError(f"{path.name} is neither PAGE nor ALTO; it begins with <{root.tag}>.", "")
             pages = _ROOTS[root.tag](root)
         except FastSDError as err:
             yield LeftOut(err.problem, "an unreadable transcription")

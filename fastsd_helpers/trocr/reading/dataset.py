@@ -25,7 +25,7 @@ from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.ground_truth.tables import OWN_NAME, TABLE_SUFFIXES, TABLES, rows_of_table
 from fastsd_helpers.trocr.ground_truth.transcribed_pages import (
     find_transcriptions,
-    other_kind,
+    refuse_other_kinds,
     rows_of_transcriptions,
     unpacked,
 )
@@ -297,9 +297,8 @@ def _rows_of_path(path: Path) -> Iterator[Row | LeftOut]:
         inside = unpacked(path)
         yield from inside.problems
         yield from _rows_of_folder(inside.folder)
-    elif other := other_kind(path):
-        raise DatasetError(*other)
     else:
+        refuse_other_kinds(path)
         kinds = f"{', '.join(TABLE_SUFFIXES)}, .parquet, .xml (PAGE, ALTO), .zip"
         raise DatasetError(f"{path.name} is not a table of lines.", f"Give {kinds} or a folder.")
 
@@ -323,8 +322,8 @@ def _rows_of_folder(folder: Path) -> Iterator[Row | LeftOut]:
             yield from _in_part(_rows_of_folder(inner), _PARTS[inner.name.lower()], f"{inner.name}/")
     else:
         rows = list(rows_of_pairs(folder))
-        if not any(isinstance(row, Row) for row in rows) and (other := other_kind(folder)):
-            raise DatasetError(*other)
+        if not any(isinstance(row, Row) for row in rows):
+            refuse_other_kinds(folder)
         if not rows:
             raise DatasetError(
                 f"{folder} holds neither a table of lines, nor transcribed pages, nor images.",
