@@ -231,7 +231,7 @@ def test_what_helps_some_lines_and_harms_others_is_not_taken():
     assert _gain(1, {none: [1] * 4, both: [1] * 4}, truths).way == "none", "as many errors are no gain"
 
 
-def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path):
+def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path, caplog):
     import shutil
 
     own = tmp_path / "own"
@@ -247,6 +247,9 @@ def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path):
     assert not any(gain.weight for gain in keep_language(own, lines_of(["zzz"]), lines_of(right), **OPTIONS))
     assert not (own / LANGUAGE).exists()
     assert keep_language(own, lines_of(right), lines_of(right), **OPTIONS) == (), "learned lines measure nothing"
+    assert "No language model of the texts is kept" not in caplog.text
+    assert keep_language(own, lines_of(right), lines_of(right), texts=["more"], **OPTIONS) == ()
+    assert "No language model of the texts is kept" in caplog.text
 
 
 def test_texts_are_files_and_folders_of_them_in_any_encoding(tmp_path):

@@ -211,11 +211,6 @@ def _keep_language(
     )
     for gain in gains:
         logger.info("Language model, %s", gain.in_words())
-    if texts and not gains:
-        logger.warning(
-            "No language model was made of the texts: it takes two held-out lines whose text is not learned to tell "
-            "whether one helps."
-        )
     return tuple(dataclasses.asdict(gain) for gain in gains)
 
 
