@@ -19,6 +19,7 @@ from fastsd_helpers.errors import (
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import logger, redact, secret
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["HubUpload", "UploadResult", "card_for_the_hub", "require_name", "send_model"]
 
@@ -158,8 +159,9 @@ class _Hub:
         there = self._hashes(repo)
         new = {name: item for name, item in files.items() if name not in hashes or there.get(name) != hashes[name]}
         size = sum(len(item) if isinstance(item, bytes) else item.stat().st_size for item in new.values())
-        same = f"; {len(files) - len(new)} are there already" if len(new) < len(files) else ""
-        logger.info("Uploading %d files (%.1f MB) to %s%s.", len(new), size / 1e6, repo, same)
+        same = len(files) - len(new)
+        told = f"; {same} {'is' if same == 1 else 'are'} there already" if same else ""
+        logger.info("Uploading %d files (%s) to %s%s.", len(new), size_in_words(size), repo, told)
         parts = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=item if isinstance(item, bytes) else str(item))
             for name, item in new.items()

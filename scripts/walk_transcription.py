@@ -185,7 +185,7 @@ def upload(lab: Lab, hub: HubUploadServer) -> None:
         look(lab, "9b", "does not let this token write to hand", f"9b-{name}-token")
     lab.enter("9a", "hf token", TOKEN)
     look(lab, "9b", r"Uploaded and compared: .*/ada/hand \(private\)", "9b-uploaded")
-    look(lab, "9b", "1 are there already", "9b-uploaded-again")
+    look(lab, "9b", "1 is there already", "9b-uploaded-again")
     lab.enter("9a", "model", "int8")
     lab.enter("9a", "repo", "hand-int8")
     look(lab, "9b", "has no int8 copy", "9b-no-int8")

@@ -59,7 +59,7 @@ def test_a_fine_tuned_model_arrives_private_with_its_card_and_reads_the_same_fro
     assert read("ada/hand") == read(model)
     assert main(["trocr", "upload", str(tmp_path / "run"), "--repo", "hand"]) == 0
     said = capsys.readouterr().err
-    assert "1 are there already" in said
+    assert "1 is there already" in said
     assert "LFS files" not in said, "no bar of nothing"
     assert "model.safetensors" in hub.commits[0]
     assert "model.safetensors" not in hub.commits[1]
