@@ -97,7 +97,7 @@ def _why_closed(path: Path, said: str) -> str:
             return "it is an image, no PDF: give its name the ending of its kind, such as .jpg"
     except files.PictureProblem as err:
         if err.why == "kind" and "PDF" not in err.problem:
-            return f"it {err.problem}"
+            return f"it {err.problem}".replace("not an image", "no PDF").replace("the image itself", "the file itself")
     except OSError as err:
         return f"it cannot be read ({err})"
     # PDFium opens a file without pages, and then says that it failed with success.
