@@ -126,6 +126,8 @@ def check_writable(folder: Path | str) -> None:
     """
     folder = Path(folder)
     with file_errors(folder, "write to"):
+        if not folder.is_dir() and (file := next((one for one in (folder, *folder.parents) if one.is_file()), None)):
+            raise DriveError(f"{file} is a file, and results need a folder.", "Name another folder, or move that file.")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".fastsd-probe-{secrets.token_hex(4)}"
         payload = secrets.token_bytes(16)

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.downloads.hub import client_errors, network_errors
 from fastsd_helpers.downloads.links import find_repo, is_repo_name
@@ -18,6 +19,7 @@ from fastsd_helpers.errors import (
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import logger, redact, secret
+from fastsd_helpers.wording import size_in_words
 
 __all__ = ["HubUpload", "UploadResult", "card_for_the_hub", "require_name", "send_model"]
 
@@ -154,11 +156,15 @@ class _Hub:
                 f"{repo} is on the Hub already, and everybody can see it.",
                 "Choose another name, make it private in its settings there, or switch `private` off.",
             )
-        size = sum(len(item) if isinstance(item, bytes) else item.stat().st_size for item in files.values())
-        logger.info("Uploading %d files (%.0f MB) to %s.", len(files), size / 1e6, repo)
+        there = self._hashes(repo)
+        new = {name: item for name, item in files.items() if name not in hashes or there.get(name) != hashes[name]}
+        size = sum(len(item) if isinstance(item, bytes) else item.stat().st_size for item in new.values())
+        same = len(files) - len(new)
+        told = f"; {same} {'is' if same == 1 else 'are'} there already" if same else ""
+        logger.info("Uploading %d files (%s) to %s%s.", len(new), size_in_words(size), repo, told)
         parts = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=item if isinstance(item, bytes) else str(item))
-            for name, item in files.items()
+            for name, item in new.items()
         ]
         self._api.create_commit(repo, parts, commit_message="Upload a model trained with fastsd_helpers")
         self._compare(repo, files, hashes)
@@ -166,8 +172,15 @@ class _Hub:
         logger.info("Uploaded and compared: %s (%s).", url, "private" if is_private else "public")
         return UploadResult(repo, url, is_private, tuple(files), next(iter(hashes.values())))
 
+    def _listed(self, repo: str) -> dict[str, Any]:
+        return {file.rfilename: file for file in self._api.model_info(repo, files_metadata=True).siblings or []}
+
+    def _hashes(self, repo: str) -> dict[str, str | None]:
+        """SHA-256 of the large files that the Hub has of a repository."""
+        return {name: getattr(getattr(file, "lfs", None), "sha256", None) for name, file in self._listed(repo).items()}
+
     def _compare(self, repo: str, files: dict[str, Path | bytes], hashes: dict[str, str]) -> None:
-        listed = {file.rfilename: file for file in self._api.model_info(repo, files_metadata=True).siblings or []}
+        listed = self._listed(repo)
         wrong = []
         for name, item in files.items():
             size = len(item) if isinstance(item, bytes) else item.stat().st_size
@@ -185,7 +198,10 @@ class _Hub:
         status = getattr(getattr(err, "response", None), "status_code", None)
         words = redact(str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__)
         if status in (401, 403):
-            return DownloadError(f"The Hub does not let this token write to {repo} (HTTP {status}).", _WRITE_HINT)
+            owner, slash, _name = repo.partition("/")
+            whose = f" It has to be of {owner}, or of somebody who may write there." if slash else ""
+            hint = _WRITE_HINT + whose
+            return DownloadError(f"The Hub does not let this token write to {repo} (HTTP {status}).", hint)
         if status == 429:
             return DownloadError("The Hub answered 'too many requests' (HTTP 429).", "Try again in a few minutes.")
         if status is not None:

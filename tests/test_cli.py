@@ -21,6 +21,7 @@ from forked import TRAINING
 from fastsd_helpers import __version__
 from fastsd_helpers.cli import main, model_commands
 from fastsd_helpers.cli.answers import pairs, plain
+from fastsd_helpers.cli.entry import _with_own_flag
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
 from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
@@ -637,3 +638,10 @@ def test_a_stream_that_knows_no_encoding_takes_the_answer_too(monkeypatch: pytes
     monkeypatch.setattr(sys, "stdout", answer)
     assert main(["models", "list", "--json"]) == 0
     assert json.loads(answer.getvalue().splitlines()[-1])
+
+
+def test_a_hint_about_the_folder_of_results_names_the_commands_own_flag():
+    hint = "Ask for edit access to this folder, or choose another folder with --root."
+    assert _with_own_flag(hint, argparse.Namespace(out="x")).endswith("with --out.")
+    for chosen in (argparse.Namespace(root="x", out="x"), argparse.Namespace(), None):
+        assert _with_own_flag(hint, chosen) == hint

@@ -48,8 +48,10 @@ def test_a_full_or_broken_folder_is_recognised_by_trying(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DriveError, match=r"File exists|Not a directory"):
-        files.check_writable(tmp_path / "file")
+    for place in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(DriveError, match=r"file is a file, and results need a folder") as caught:
+            files.check_writable(place)
+        assert "move that file" in caught.value.hint
 
 
 def test_a_real_read_only_and_a_real_full_file_system(tmp_path):

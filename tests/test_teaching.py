@@ -229,6 +229,22 @@ def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(ses
         TeachConfig(more_steps=3, start_over=True)
 
 
+def test_text_without_a_language_model_is_said_at_its_field_and_bad_text_before_lines_are_divided(
+    session, tmp_path, caplog
+):
+    form = forms.show_teach_form(session)
+    form.update(text=str(tmp_path / "more.txt"), language=False)
+    with pytest.raises(SettingsError, match="language is off") as caught:
+        form.config()
+    assert list(caught.value.fields) == ["text"]
+    (tmp_path / "more.txt").write_text(" \n\n")
+    form.update(language=True)
+    caplog.clear()
+    with pytest.raises(DatasetError, match=r"There is no text in .*more\.txt"):
+        forms.teach_reader(form.config(), session)
+    assert "held out" not in caplog.text
+
+
 class Pressed:
     """Stands for somebody at the page: looks at the run whenever the cell lets the page speak, and presses Stop."""
 

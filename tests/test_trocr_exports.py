@@ -232,3 +232,101 @@ def test_formats_are_named_with_commas_and_a_wrong_one_is_refused():
     for wrong in ("", "docx", "alto;pdf"):
         with pytest.raises(SettingsError, match="--format"):
             parse_formats(wrong)
+
+
+def covered_ink(data: bytes) -> list[float]:
+    """The share of each page's ink that lies in a box of its characters, as the page is shown."""
+    import ctypes
+
+    raw, pypdfium2 = pytest.importorskip("pypdfium2.raw"), pytest.importorskip("pypdfium2")
+    shares = []
+    for page in pypdfium2.PdfDocument(data):
+        drawn = page.render(scale=800 / max(page.get_size())).to_pil().convert("L")
+        boxes, text = Image.new("1", drawn.size), page.get_textpage()
+        for place in range(text.count_chars()):
+            left, bottom, right, top = text.get_charbox(place)
+            corners = []
+            for x, y in ((left, top), (right, bottom)):
+                across, down = ctypes.c_int(), ctypes.c_int()
+                raw.FPDF_PageToDevice(page.raw, 0, 0, *drawn.size, 0, x, y, across, down)
+                corners.append((across.value, down.value))
+            xs, ys = zip(*corners, strict=True)
+            boxes.paste(1, (min(xs), min(ys), max(xs) + 1, max(ys) + 1))
+        ink = drawn.point(lambda grey: 255 if grey < 130 else 0).convert("1")
+        both = Image.composite(ink, Image.new("1", ink.size), boxes)
+        shares.append(both.histogram()[-1] / max(1, ink.histogram()[-1]))
+    return shares
+
+
+@pytest.fixture
+def inked():
+    """A page with one bar of ink, and its record, whose line lies there."""
+    scan = Image.new("RGB", (800, 400), "white")
+    scan.paste("black", (50, 50, 390, 84))
+    page = Page("scan", (line("mmmmmmmm"),), 0.0, scan.size)
+    return scan, record_of(page, file="scan", dpi=150)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["tif", "jpg", "png"])
+def test_text_lies_on_its_ink_however_the_file_says_it_is_turned(inked, orientation, ending, tmp_path):
+    pytest.importorskip("pikepdf")
+    pytest.importorskip("img2pdf")
+    from fastsd_helpers.trocr.exports.pdf import searchable_pdf
+    from fastsd_helpers.trocr.pages.inputs import open_picture
+
+    scan, record = inked
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
+    stored = scan if back is None else scan.transpose(Image.Transpose(back))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"scan.{ending}"
+    stored.save(path, exif=exif)
+    assert open_picture(path).tobytes() == scan.tobytes() or ending == "jpg"
+    assert min(covered_ink(searchable_pdf(path, [record]))) > 0.9
+
+
+@pytest.mark.parametrize("box", [[-500, -500, 5000, 5000], [0, 96, 384, 192], [384, 192, 0, 0]])
+def test_text_lies_on_its_ink_whatever_the_page_is_cropped_to(inked, box, tmp_path):
+    pikepdf = pytest.importorskip("pikepdf")
+    pytest.importorskip("pypdfium2")
+    from fastsd_helpers.trocr.exports.pdf import searchable_pdf
+    from fastsd_helpers.trocr.pages.inputs import open_page
+
+    scan, record = inked
+    path = tmp_path / "scan.pdf"
+    scan.save(path, resolution=150)
+    with pikepdf.open(path, allow_overwriting_input=True) as document:
+        document.pages[0].CropBox = pikepdf.Array(box)
+        document.save(path)
+    size = open_page(path, 1).size
+    assert size[0] == 800
+    record = replace(record, size=size)
+    assert min(covered_ink(searchable_pdf(path, [record]))) > 0.9
+
+
+def test_a_frame_that_could_not_be_read_shifts_no_text(inked, tmp_path):
+    pytest.importorskip("pikepdf")
+    pytest.importorskip("img2pdf")
+    from fastsd_helpers.trocr.exports.pdf import searchable_pdf
+
+    scan, record = inked
+    frames = [frame.convert("LAB") for frame in (scan, Image.new("RGB", scan.size, "white"), scan)]  # PDF lacks it
+    frames[0].save(tmp_path / "scan.tif", save_all=True, append_images=frames[1:])
+    data = searchable_pdf(tmp_path / "scan.tif", [record, replace(record, number=3)])
+    first, blank, last = covered_ink(data)
+    assert (min(first, last) > 0.9, blank) == (True, 0)
+
+
+def test_text_that_a_pdf_has_already_is_told_of(inked, tmp_path, caplog):
+    pytest.importorskip("pikepdf")
+    from fastsd_helpers.trocr.exports.pdf import searchable_pdf
+
+    scan, record = inked
+    path = tmp_path / "scan.pdf"
+    scan.save(path, resolution=150)
+    once = searchable_pdf(path, [record])
+    assert "has text already" not in caplog.text
+    path.write_bytes(once)
+    searchable_pdf(path, [record])
+    assert "scan.pdf has text already, which stays" in caplog.text

@@ -480,3 +480,49 @@ def test_a_parquet_file_of_names_means_the_images_beside_it(tmp_path, monkeypatc
     found = read_lines(tmp_path / "names.parquet")
     assert [(line.picture, line.text) for line in found.lines] == [(tmp_path / "one.png", "one")]
     assert "there is no image gone.png beside names.parquet" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    "named", ["p%201.png", "https://iiif.example.org/p%201.png?size=max", "P%201.TIF", "..\\img\\p 1.png"]
+)
+def test_a_page_finds_its_image_however_it_is_written_there(tmp_path, named):
+    page_picture(tmp_path / "p 1.png")
+    (tmp_path / "other.xml").write_text(page_xml(region(three()), image=named))
+    assert len(read_lines(tmp_path).lines) == 3
+
+
+def test_texts_of_pages_are_labels_like_any_other(folder):
+    strings = alto_line(0, "the first line").replace("</TextLine>", "<SP/></TextLine>")
+    (folder / "p1.xml").write_text(alto(strings))
+    assert [line.text for line in read_lines(folder).lines] == ["the first line"]
+    lines = [text_line(0, "\n  a second one\n"), text_line(1, "two\nlines"), text_line(2, "{&quot;a&quot;: 1}")]
+    (folder / "p1.xml").write_text(page_xml(region("".join(lines))))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["a second one"]
+    assert found.left_out_by_reason() == {"several lines": 1, "JSON": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p1.hocr", "<html/>", "hOCR"),
+        ("p1.html", "<html/>", "hOCR"),
+        ("p1.xml", '<html xmlns="http://www.w3.org/1999/xhtml"/>', "hOCR"),
+        ("p1.xml", '<TEI xmlns="http://www.tei-c.org/ns/1.0"/>', "TEI"),
+        ("p1.xml", "<document/>", "ABBYY"),
+        ("p1.xml", '<form id="a01-000u"/>', "IAM's XML"),
+        ("lines.xlsx", "PK", "spreadsheet"),
+        ("p1.docx", "PK", "text document"),
+    ],
+)
+def test_ground_truth_of_kinds_that_are_not_read_is_named_in_folders_zips_and_alone(folder, name, content, words):
+    (folder / name).write_text(content)
+    with zipfile.ZipFile(folder.parent / f"{folder.name}.zip", "w") as packed:
+        for file in folder.iterdir():
+            packed.write(file, file.name)
+    for source in (folder, folder / name, folder.parent / f"{folder.name}.zip"):
+        with pytest.raises(DatasetError, match=words) as caught:
+            read_lines(source)
+        assert name in caught.value.problem
+    (folder / "p1.txt").write_text("but there is a text")
+    assert len(read_lines(folder).lines) == 1

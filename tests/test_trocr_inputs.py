@@ -7,7 +7,7 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.pages.inputs import gather, open_picture, to_rgb
+from fastsd_helpers.trocr.pages.inputs import gather, list_files, open_picture, to_rgb
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,71 @@ endobj
 trailer
 <</Root 1 0 R/Size 4/Encrypt 3 0 R/ID[<00112233445566778899AABBCCDDEEFF><00112233445566778899AABBCCDDEEFF>]>>
 """
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_pixels_of_few_bits_in_sixteen_are_as_bright_as_they_were_taken(bits, tmp_path):
+    grey = np.asarray(ink().convert("L")).astype(np.uint16)
+    grey[0, 0] = 255  # paper as white as can be
+    Image.fromarray((grey * ((2**bits - 1) / 255)).astype(np.uint16)).save(tmp_path / "scan.tif")
+    found = np.asarray(open_picture(tmp_path / "scan.tif"))[:, :, 0].astype(int)
+    assert np.abs(found - grey).max() <= 1
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_fractions_and_numbers_to_255_are_told_apart(top, tmp_path):
+    grey = np.asarray(ink().convert("L")).astype(np.float32)
+    Image.fromarray(grey / 255 * top).save(tmp_path / "scan.tif")
+    found = np.asarray(open_picture(tmp_path / "scan.tif"))[:, :, 0].astype(int)
+    assert np.abs(found - grey).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><title>Log in</title>", "a web page"),
+        (b"PK\x03\x04" + b"\0" * 60, "a zip archive"),
+        (b"%PDF-1.4 nothing", "damaged"),
+        ("pages", "no pages"),
+        ("image", "give its name the ending of its kind"),
+    ],
+)
+def test_what_is_called_a_pdf_and_is_none_is_named_for_what_it_is(content, words, tmp_path):
+    pytest.importorskip("pypdfium2")
+    path = tmp_path / "scan.pdf"
+    if content == "pages":
+        pytest.importorskip("pikepdf").new().save(path)
+    elif content == "image":
+        ink().save(path, format="PNG")
+    else:
+        path.write_bytes(content)
+    (item,) = gather(path)
+    assert item.problem.startswith("scan.pdf")
+    assert words in item.problem
+
+
+def test_folders_behind_links_are_read_once_and_loops_end(tmp_path):
+    scans, other = tmp_path / "scans", tmp_path / "other"
+    for path in (scans / "a", scans / "z", other):
+        path.mkdir(parents=True)
+        ink().save(path / "1.png")
+    (scans / "a" / "to-z").symlink_to(scans / "z")
+    (scans / "b").symlink_to(other)
+    (other / "back").symlink_to(scans)
+    (scans / "out").mkdir()
+    ink().save(scans / "out" / "made.png")
+    assert list_files(scans, leave_out=scans / "out") == ["a/1.png", "b/1.png", "z/1.png"]
+
+
+def test_what_may_be_a_scan_and_is_not_opened_is_named_and_rare_endings_are_read(tmp_path):
+    ink().save(tmp_path / "a.jfif", "JPEG")
+    ink().convert("1").save(tmp_path / "b.pbm")
+    (tmp_path / "c.djvu").write_bytes(b"AT&TFORM\0\0\0\0DJVU")
+    (tmp_path / "d.jpf").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
+    (tmp_path / "e.txt").write_text("no image")
+    found = {item.name: item.problem for item in gather(tmp_path)}
+    assert (found.pop("a.jfif"), found.pop("b.pbm")) == (None, None)
+    assert "DjVu" in found.pop("c.djvu")
+    assert "JPEG 2000" in found.pop("d.jpf")
+    assert found == {}

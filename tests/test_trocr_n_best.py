@@ -231,7 +231,7 @@ def test_what_helps_some_lines_and_harms_others_is_not_taken():
     assert _gain(1, {none: [1] * 4, both: [1] * 4}, truths).way == "none", "as many errors are no gain"
 
 
-def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path):
+def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path, caplog):
     import shutil
 
     own = tmp_path / "own"
@@ -247,6 +247,9 @@ def test_it_is_kept_beside_the_model_only_where_it_helps(reader, tmp_path):
     assert not any(gain.weight for gain in keep_language(own, lines_of(["zzz"]), lines_of(right), **OPTIONS))
     assert not (own / LANGUAGE).exists()
     assert keep_language(own, lines_of(right), lines_of(right), **OPTIONS) == (), "learned lines measure nothing"
+    assert "No language model of the texts is kept" not in caplog.text
+    assert keep_language(own, lines_of(right), lines_of(right), texts=["more"], **OPTIONS) == ()
+    assert "No language model of the texts is kept" in caplog.text
 
 
 def test_texts_are_files_and_folders_of_them_in_any_encoding(tmp_path):
@@ -259,6 +262,9 @@ def test_texts_are_files_and_folders_of_them_in_any_encoding(tmp_path):
     with pytest.raises(DatasetError, match="There is no file or folder"):
         texts_of([tmp_path / "c"])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text("\ufeff \n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"There is no text in .*blank\.txt"):
+        texts_of([tmp_path / "blank.txt"])
     with pytest.raises(DatasetError, match="no text file"):
         texts_of([tmp_path / "empty"])
 
@@ -306,6 +312,10 @@ def test_a_fine_tuning_tells_what_a_language_model_is_worth_and_an_older_run_goe
     assert (made.path / LANGUAGE).is_file() == any(gain["weight"] for gain in made.language)
     assert "With its language model, greedy: CER" in (made.path / "README.md").read_text()
     assert finetune(FineTuneConfig(**settings), learned, out, model=reader, held_out=held) == made
+    without = FineTuneConfig(**settings, language=False)
+    with pytest.raises(SettingsError, match="--no-language leaves that out"):
+        finetune(without, learned, tmp_path / "no", model=reader, held_out=held, texts=[tmp_path / "more.txt"])
+    assert not (tmp_path / "no").exists()
     # As a version wrote it that knew of none: the run is the same one, and its result opens.
     for name, gone in (("settings.json", "language"), ("result.json", "language")):
         values = json.loads((out / name).read_text(encoding="utf-8"))

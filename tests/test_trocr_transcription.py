@@ -17,6 +17,7 @@ from fastsd_helpers.trocr.pages.inputs import gather, to_rgb
 from fastsd_helpers.trocr.pages.line_pieces import join_pieces, join_quads
 from fastsd_helpers.trocr.pages.page_reader import looks_like_page
 from fastsd_helpers.trocr.pages.reading_order import choose_order, regions_of
+from fastsd_helpers.trocr.reading.folder import read_folder
 from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, count_shares, join_pages, transcribe
 
 LINES = TranscribeConfig(("txt", "json", "csv"), pages="lines")
@@ -101,6 +102,7 @@ def test_results_inside_the_folder_of_the_scans_are_no_scans(reader, scans):
 _RUN = """
 import sys
 from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.reading.folder import read_folder
 from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
 config = TranscribeConfig(("txt", "json", "csv"), pages="lines")
 print(transcribe(Reader(sys.argv[1], precision="fp32", max_new_tokens=6), [sys.argv[2]], sys.argv[3], config).read_now)
@@ -244,3 +246,71 @@ def test_a_place_that_cannot_be_written_is_named_and_the_model_is_as_it_was(read
     with pytest.raises(FastSDError, match="deep"):
         transcribe(reader, [str(scans)], out, LINES)
     assert reader.watches is False, "other readings take no longer"
+
+
+def read_texts(out):
+    return {path.name: path.read_text() for path in out.glob("*.txt")}
+
+
+def test_results_of_a_file_that_is_still_there_are_not_written_over_by_anothers(reader, tmp_path):
+    out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    draw("one").save(first / "a.png")
+    draw("two").save(first / "a.bmp")
+    draw("three, another page").save(second / "a.png")
+    transcribe(reader, [str(first / "a.png")], out, LINES)
+    kept = read_texts(out)
+    for other in (first / "a.bmp", second / "a.png"):
+        done = transcribe(reader, [str(other)], out, LINES)
+        assert (done.inputs, done.read_now) == (1, 0)
+        assert f"{other.name} is not read: {out / 'a'} is what was read of {first / 'a.png'}" in done.problems[0]
+        assert read_texts(out) == kept
+    # Nor where size and time are the same, as of unpacked scans without compression.
+    (first / "b.bmp").write_bytes((first / "a.bmp").read_bytes())
+    draw("owt").save(second / "b.bmp")
+    for folder in (first, second):
+        os.utime(folder / "b.bmp", (1e9, 1e9))
+    assert not transcribe(reader, [str(first / "b.bmp")], out, LINES).problems
+    assert transcribe(reader, [str(second / "b.bmp")], out, LINES).problems
+    # A copy is the same page; a file that was scanned anew, or that lies elsewhere now, is read.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "a.png").write_bytes((first / "a.png").read_bytes())
+    assert not transcribe(reader, [str(copy / "a.png")], out, LINES).problems
+    (copy / "a.png").unlink()
+    draw("one, scanned anew").save(first / "a.png")
+    assert transcribe(reader, [str(first / "a.png")], out, LINES).read_now == 1
+    (first / "a.png").unlink()
+    assert transcribe(reader, [str(second / "a.png")], out, LINES).read_now == 1
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
+def test_a_name_that_is_no_utf8_stops_nothing(reader, tmp_path):
+    scans = os.fsencode(tmp_path / "scans")
+    os.mkdir(scans)
+    for number, name in enumerate((b"gr\xfc\xdfe.png", b"plain.png", b"zwei\nzeilen.png")):
+        draw(f"line {number}").save(tmp_path / "line.png")
+        os.rename(tmp_path / "line.png", os.path.join(scans, name))
+    done = transcribe(reader, [str(tmp_path / "scans")], tmp_path / "out", LINES)
+    assert (done.read_now, done.problems) == (3, [])
+    made = {path.name for path in (tmp_path / "out").glob("*.txt")}
+    assert made == {"gr\ufffd\ufffde.txt", "plain.txt", "zwei\nzeilen.txt"}
+    assert transcribe(reader, [str(tmp_path / "scans")], tmp_path / "out", LINES).read_now == 0
+    read_folder(reader, tmp_path / "scans", tmp_path / "rows")
+    rows = [json.loads(row) for row in (tmp_path / "rows" / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["name"] for row in rows] == ["gr\ufffd\ufffde.png", "plain.png", "zwei\nzeilen.png"]
+
+
+def test_names_too_long_for_an_ending_are_shortened_and_a_file_named_twice_is_read_once(reader, tmp_path):
+    pytest.importorskip("lxml")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for last in ("a", "b"):
+        draw(last).save(scans / f"{'ü' * 125}{last}.png")
+    config = TranscribeConfig(("alto",), pages="lines")
+    sources = [str(scans), str(scans / f"{'ü' * 125}a.png")]
+    for expected in (2, 0):
+        assert transcribe(reader, sources, tmp_path / "out", config).read_now == expected
+    made = sorted(path.name for path in (tmp_path / "out").glob("*.xml"))
+    assert made == [f"{'ü' * 116}-2.alto.xml", f"{'ü' * 116}.alto.xml"]

@@ -57,6 +57,14 @@ def test_a_fine_tuned_model_arrives_private_with_its_card_and_reads_the_same_fro
     assert TOKEN not in card
     assert told["sha256"] in hub.sent
     assert read("ada/hand") == read(model)
+    assert main(["trocr", "upload", str(tmp_path / "run"), "--repo", "hand"]) == 0
+    said = capsys.readouterr().err
+    assert "1 is there already" in said
+    assert "LFS files" not in said, "no bar of nothing"
+    assert "model.safetensors" in hub.commits[0]
+    assert "model.safetensors" not in hub.commits[1]
+    assert main(["trocr", "upload", str(tmp_path / "run"), "--repo", "grace/hand"]) != 0
+    assert "It has to be of grace" in capsys.readouterr().err
 
 
 def test_an_int8_model_is_a_row_of_the_registry_like_any_other(hub, model, tmp_path, monkeypatch):

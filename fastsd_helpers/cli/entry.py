@@ -1,5 +1,6 @@
 """Run one `fastsd` command: errors become one sentence and a hint, and the exit code tells whose fault it was."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -41,6 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with _sigterm_as_ctrl_c(), show_log(sys.stderr), _what_is_logged() as logged:
+        chosen = None
         try:
             chosen = parse(words)
             answer = chosen.run(chosen)
@@ -55,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 1
         except FastSDError as err:
             _show_traceback_if_asked()
-            return _report(err.problem, err.hint, err.exit_code, as_json)
+            return _report(err.problem, _with_own_flag(err.hint, chosen), err.exit_code, as_json)
         except ModuleNotFoundError as err:
             if (err.name or "").startswith("fastsd_helpers"):
                 return _report_failure_of_ours(err, as_json)
@@ -67,7 +69,12 @@ def main(words: Sequence[str] | None = None) -> int:
             if told is None:
                 return _report_failure_of_ours(err, as_json)
             _show_traceback_if_asked()
-            return _report(told.problem, told.hint, told.exit_code, as_json)
+            return _report(told.problem, _with_own_flag(told.hint, chosen), told.exit_code, as_json)
+
+
+def _with_own_flag(hint: str, chosen: argparse.Namespace | None) -> str:
+    """A hint about the folder of results, which is --root where there are sessions, and --out where there are none."""
+    return hint.replace("--root", "--out") if hasattr(chosen, "out") and not hasattr(chosen, "root") else hint
 
 
 def _report_failure_of_ours(err: Exception, as_json: bool) -> int:

@@ -63,6 +63,7 @@ _REFUSED_BEGINNINGS = (
     (rb"%PDF|.{1,64}%PDF-", "a PDF document", "give its name the ending .pdf, or save its pages as PNG"),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 image", _SAVE),
     (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL image", _SAVE),
+    (rb"AT&TFORM", "a DjVu document", "save it as PDF, or its pages as PNG"),
     (rb"\0\0[\x01\x02]\0[^\0]", "an icon (ICO)", _SAVE),
     (rb"icns", "an icon (ICNS)", _SAVE),
     (rb"DDS ", "a texture (DDS)", _SAVE),

@@ -76,8 +76,11 @@ class TeachConfig(FineTuneConfig, _Going, _Data):
     """What the model learns from, and how."""
 
     def __post_init__(self) -> None:
-        both = ["more_steps and start_over: choose one of them"] if self.more_steps and self.start_over else []
-        check(self, both)
+        wrong = ["more_steps and start_over: choose one of them"] if self.more_steps and self.start_over else []
+        wrong += ["text is for the language model, and language is off: empty the one or switch on the other"] * bool(
+            self.text and not self.language
+        )
+        check(self, wrong)
 
 
 def show_teach_form(session: ReadingSession) -> "TeachForm":

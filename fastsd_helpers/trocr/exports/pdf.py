@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError, needs_package
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports.record import PageRecord, RecordLine
 
 __all__ = ["searchable_pdf"]
 
 _INVISIBLE = 3  # text rendering mode
 _EM = 0.5  # width of a glyph, in heights
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _USUAL_DPI = 200  # for images that say none; only the size of the sheet depends on it
 _HINT = "Run: fastsd install trocr, or choose other formats."
 
@@ -38,6 +40,8 @@ def searchable_pdf(source: Path, records: Sequence[PageRecord]) -> bytes:
                     page = document.pages[record.number - 1]
                     if content := _content(record, _to_sheet(page, record.size), font):
                         written.append((page, content))
+            if any(page.resources.get("/Font") for page, _content in written):
+                logger.warning("%s has text already, which stays: a search finds it and what was read.", source.name)
             if written:
                 made = font.make(document)
                 for page, content in written:
@@ -65,12 +69,16 @@ def _as_pdf(source: Path, records: Sequence[PageRecord]) -> Any:
     how = {"nodate": True, "rotation": img2pdf.Rotation.ifvalid}
     how["layout_fun"] = img2pdf.get_fixed_dpi_layout_fun((dpi, dpi))
     data = source.read_bytes()
-    if _is_plain(data):
+    if _is_plain(data) and not _is_turned(source, records):
         try:
             return io.BytesIO(img2pdf.convert(data, **how))
         except Exception:  # it names a class of its own for each thing that PDF lacks, and takes many from Pillow
             pass
-    return io.BytesIO(img2pdf.convert([_redrawn(source, record) for record in records], **how))
+    size = {record.number: record.size for record in records}
+    last = max(size, default=0)
+    # Frames that could not be read are pages too, or those after them would get each other's text.
+    drawn = [_redrawn(source, number, size.get(number, size[last])) for number in range(1, last + 1)]
+    return io.BytesIO(img2pdf.convert(drawn, **how))
 
 
 def _is_plain(data: bytes) -> bool:
@@ -78,22 +86,36 @@ def _is_plain(data: bytes) -> bool:
     return data[:3] == b"\xff\xd8\xff" or (data[:4] in (b"\x89PNG", b"II*\0", b"MM\0*") and b"acTL" not in data[:4096])
 
 
-def _redrawn(source: Path, record: PageRecord) -> bytes:
+def _is_turned(source: Path, records: Sequence[PageRecord]) -> bool:
+    """Whether a frame is shown otherwise than it lies in the file, in a way that is not carried over into a PDF."""
+    from fastsd_helpers.images import files
+
+    with files.open_picture(source) as picture:
+        carried = (1, 3, 6, 8) if picture.format in ("JPEG", "MPO") else (1,)
+        for record in records:
+            if record.number > 1:
+                picture.seek(record.number - 1)
+            if picture.getexif().get(_ORIENTATION, 1) not in carried:
+                return True
+    return False
+
+
+def _redrawn(source: Path, number: int, size: tuple[int, int]) -> bytes:
     from fastsd_helpers.images.files import png_bytes
     from fastsd_helpers.trocr.pages.inputs import open_frame
 
     try:
-        return png_bytes(open_frame(source, record.number))
+        return png_bytes(open_frame(source, number))
     except FastSDError:  # blank paper cannot be read, and is a page all the same
         from PIL import Image
 
-        width, height = record.size
+        width, height = size
         return png_bytes(Image.new("RGB", (max(1, width), max(1, height)), "white"))
 
 
 def _to_sheet(page: Any, size: tuple[int, int]) -> tuple[float, float, float, float, float, float]:
     """The matrix from pixels of the page as it is shown to its own space, which /Rotate turns."""
-    left, bottom, right, top = (float(value) for value in page.cropbox)
+    left, bottom, right, top = _shown_box(page)
     turn = int(page.get("/Rotate", 0)) % 360
     width, height = max(1, size[0]), max(1, size[1])
     wide, high = right - left, top - bottom
@@ -104,6 +126,17 @@ def _to_sheet(page: Any, size: tuple[int, int]) -> tuple[float, float, float, fl
     if turn == 270:
         return 0, -high / width, -wide / height, 0, right, top
     return wide / width, 0, 0, -high / height, left, top
+
+
+def _shown_box(page: Any) -> tuple[float, float, float, float]:
+    """What of a page is shown: its crop box, as far as the page goes; left, bottom, right, top."""
+    crop, media = ([float(value) for value in box] for box in (page.cropbox, page.mediabox))
+    # Corners may come in any order.
+    (left, bottom, right, top), (low, under, high, over) = (
+        (min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in (crop, media)
+    )
+    shown = max(left, low), max(bottom, under), min(right, high), min(top, over)
+    return shown if shown[0] < shown[2] and shown[1] < shown[3] else (low, under, high, over)
 
 
 def _content(record: PageRecord, sheet: tuple[float, ...], font: "_Font") -> bytes:

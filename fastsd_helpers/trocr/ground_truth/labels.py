@@ -100,10 +100,11 @@ def texts_of(paths: Iterable[Path]) -> list[str]:
     """The texts of files and of folders of them (.txt, .md, .rst).
 
     Raises:
-        DatasetError: one is not there, or is no text.
+        DatasetError: one is not there, or is no text, or there is no letter in any of them.
     """
+    paths = [path.expanduser() for path in paths]
     files: list[Path] = []
-    for path in (path.expanduser() for path in paths):
+    for path in paths:
         if not path.exists():
             raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -115,4 +116,7 @@ def texts_of(paths: Iterable[Path]) -> list[str]:
         if isinstance(text, LeftOut):
             raise DatasetError(str(text), "Save it as UTF-8.")
         texts.append(text)
+    if not any(text.strip() for text in texts):
+        named = ", ".join(str(path) for path in paths)
+        raise DatasetError(f"There is no text in {named}.", "Name a file with text of the kind that is to be read.")
     return texts

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 
@@ -45,7 +46,9 @@ class PictureFinder:
 
     def find_last(self, name: str) -> Path | None:
         """As `find`, by the last part of the name alone: for files that name an image where it lay elsewhere."""
-        return self.find(re.split(r"[/\\]", name.strip())[-1])
+        last = re.split(r"[/\\]", name.strip())[-1]
+        # Written as in an address: "page%201.jpg", "page1.jpg?download=1".
+        return self.find(last) or self.find(unquote(last)) or self.find(unquote(last.partition("?")[0]))
 
     def _find_alike(self, name: str) -> Path | None:
         elsewhere = bool(_DRIVE.match(name) or _ADDRESS.match(name) or name.startswith(("/", "\\")))

@@ -14,6 +14,7 @@ from fastsd_helpers.names.zips import read_names
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.ground_truth.alto_xml import read_alto
 from fastsd_helpers.trocr.ground_truth.crops import PageCrops
+from fastsd_helpers.trocr.ground_truth.labels import label_text
 from fastsd_helpers.trocr.ground_truth.marked_page import MarkedPage, Point, bounds_of
 from fastsd_helpers.trocr.ground_truth.page_xml import read_page_xml
 from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder, plain_name
@@ -22,11 +23,24 @@ from fastsd_helpers.trocr.ground_truth.xml_file import parse_xml, root_name
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, open_page
 from fastsd_helpers.wording import natural_order
 
-__all__ = ["UnpackedZip", "find_transcriptions", "rows_of_transcriptions", "unpacked"]
+__all__ = ["UnpackedZip", "find_transcriptions", "refuse_other_kinds", "rows_of_transcriptions", "unpacked"]
 
 _ROOTS = {"PcGts": read_page_xml, "alto": read_alto, "ALTO": read_alto}
+# What people bring that is not read: by the ending, or by the first element of an XML file; and the way on.
+_CONVERT = "Export or convert it to PAGE or ALTO."
+_OTHER_ENDINGS = {
+    **dict.fromkeys((".hocr", ".html", ".htm", ".xhtml"), ("hOCR or a web page", _CONVERT)),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), ("a spreadsheet", "Save it as CSV.")),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf"), ("a text document", "Save it as plain text, a file a line.")),
+}
+_OTHER_ROOTS = {
+    "TEI": ("TEI", _CONVERT),
+    "document": ("ABBYY's XML", _CONVERT),
+    "html": ("hOCR or a web page", _CONVERT),
+    "form": ("IAM's XML", "Put IAM's lines.txt there, which has the same texts."),
+}
 _MOST_FILES, _MOST_BYTES = 20_000, 40_000_000_000
-_WANTED = (*PICTURE_SUFFIXES, ".pdf", ".xml", ".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+_WANTED = (*PICTURE_SUFFIXES, ".pdf", ".xml", ".txt", ".csv", ".tsv", ".jsonl", ".parquet", *_OTHER_ENDINGS)
 _SAME_SHAPE = 0.02  # how far the sides' ratios of an image and its transcription may differ, of the ratio
 _LEAST_INSIDE = 0.5  # share of a line's box that must lie in the image
 
@@ -100,6 +114,20 @@ def find_transcriptions(folder: Path) -> list[Path]:
     return [path for path in found if path not in both]
 
 
+def refuse_other_kinds(path: Path) -> None:
+    """Name a file, or the first file below a folder, that may have been meant as ground truth and is not read.
+
+    Raises:
+        DatasetError: there is one: what it is, and the way on.
+    """
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.name.startswith("."):
+            continue
+        root = root_name(file) if file.suffix.lower() == ".xml" else ""
+        if kind := _OTHER_ENDINGS.get(file.suffix.lower()) or _OTHER_ROOTS.get(root):
+            raise DatasetError(f"{file.name} is {kind[0]}, which is not read as ground truth.", kind[1])
+
+
 def _mark(path: Path, folder: Path) -> tuple[str, ...]:
     """What a page's files have in common, wherever an export puts them: the name without ending, other folders."""
     parts = path.relative_to(folder).parts
@@ -127,6 +155,7 @@ def rows_of_transcriptions(paths: list[Path], folder: Path) -> Iterator[Row | Le
         try:
             root = parse_xml(path)
             if root.tag not in _ROOTS:
+                refuse_other_kinds(path)
                 raise DatasetError(f"{path.name} is neither PAGE nor ALTO; it begins with <{root.tag}>.", "")
             pages = _ROOTS[root.tag](root)
         except FastSDError as err:
@@ -176,7 +205,9 @@ def _rows_of_page(path: Path, name: str, page: MarkedPage, finder: PictureFinder
             if _share_inside(outline, size) < _LEAST_INSIDE:
                 yield LeftOut(f"{called} lies outside of {picture.name}.", "outside of the image")
             else:
-                yield Row(shown, crops.add(outline, baseline), line.text, name, page=name)
+                label = label_text(line.text, called)
+                crop = crops.add(outline, baseline)
+                yield label if isinstance(label, LeftOut) else Row(shown, crop, label, name, page=name)
 
 
 def _counted(lines: int) -> str:

@@ -35,17 +35,20 @@ __all__ = [
     "open_frame",
     "open_page",
     "open_picture",
+    "shown_name",
     "to_rgb",
 ]
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp2")  # that one is named, not opened
+_OPENED_SUFFIXES = tuple(sorted(files.PICTURE_SUFFIXES | {".pbm", ".pgm", ".pnm"}))
+# The others are named where they lie, and not opened: a scan that nobody misses would be lost.
+PICTURE_SUFFIXES = (*_OPENED_SUFFIXES, ".djvu", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".psd")
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
 _LINK = re.compile(r"https?://")
 _MOST_FRAMES = 2_000  # of a TIFF; a file may claim any number of them
 _FAINT = 64  # of 255: ink that stands out less from white paper may be light ink without a paper
 _UNSAFE = re.compile(r"[^\w.-]+")
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # what Python makes of bytes in a file's name that are no UTF-8
 
 
 @dataclass(frozen=True)
@@ -161,22 +164,33 @@ def list_files(folder: Path, *, leave_out: Path | None = None) -> list[str]:
     Raises:
         DatasetError: there are none.
     """
-    names = []
-    hidden = leave_out.resolve() if leave_out else None
-    for root, folders, found in os.walk(folder):
-        base = Path(root)
-        folders[:] = [one for one in folders if not one.startswith(".") and (base / one).resolve() != hidden]
-        names += [
-            (base / name).relative_to(folder).as_posix()
-            for name in found
-            if name.lower().endswith((*PICTURE_SUFFIXES, ".pdf")) and not name.startswith(".")
-        ]
+    names = [
+        (base / name).relative_to(folder).as_posix()
+        for base, found in _folders_below(folder, leave_out.resolve() if leave_out else None)
+        for name in found
+        if name.lower().endswith((*PICTURE_SUFFIXES, ".pdf")) and not name.startswith(".")
+    ]
     if not names:
         raise DatasetError(
             f"There is no image in {folder}.",
             f"Put files there that end in {', '.join(_OPENED_SUFFIXES)} or .pdf, or name another folder.",
         )
     return sorted(names, key=lambda name: ([natural_order(part) for part in name.split("/")], name))
+
+
+def _folders_below(folder: Path, hidden: Path | None) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it with their files, each once: first where they lie, then where links lead."""
+    seen, starts = {hidden}, [folder]
+    for start in starts:
+        for root, folders, found in os.walk(start):
+            base = Path(root)
+            if (place := base.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders[:] = [one for one in folders if not one.startswith(".")]
+            starts += [base / one for one in folders if (base / one).is_symlink()]  # those are not walked into
+            yield base, found
 
 
 def _open_link(link: str) -> Iterator[Item]:
@@ -192,8 +206,14 @@ def _open_link(link: str) -> Iterator[Item]:
         yield from open_file(Path(path), name)
 
 
+def shown_name(name: str) -> str:
+    """A file's name as text that can be written: what of it is no UTF-8, as on old disks, becomes U+FFFD."""
+    return _NO_TEXT.sub("\ufffd", name)
+
+
 def open_file(path: Path, name: str, *, first: int = 1) -> Iterator[Item]:
     """Open the pages of one file, from number `first` on: those of a PDF, the frames of a TIFF, or the one image."""
+    name = shown_name(name)
     if path.suffix.lower() == ".pdf":
         yield from _open_pdf(path, name, first)
         return
@@ -322,7 +342,10 @@ def to_rgb(source: Any) -> "Image.Image":
     if source.mode.startswith("I") or source.mode == "F":
         # PIL clips 16-bit images at 255 when it converts them: nearly everything turns white.
         values = np.asarray(source, dtype=np.float64)
-        top = 255.0 if values.size and values.max() <= 255 else 65535.0
+        brightest = values.max() if values.size else 0.0
+        # Fractions as scientific programs write them; else of 8 bits, or the 10, 12 or 14 of a camera or scanner in 16.
+        tops = [1.0] * (source.mode == "F") + [2.0**bits - 1 for bits in (8, 10, 12, 14)]
+        top = next((most for most in tops if brightest <= most), 65535.0)
         source = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if source.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in source.info:
         return _on_paper(source.convert("RGBA"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastsd_helpers.errors import needs_package
+from fastsd_helpers.images import files
 from fastsd_helpers.processes import Child, environment_for
 from fastsd_helpers.trocr.pages import pdf_child
 
@@ -62,9 +63,7 @@ def draw_pages(path: Path, name: str, *, first: int = 1) -> Iterator[PdfPage]:
                 yield PdfPage(name, f"{name} cannot be opened: {err}.")
                 return
             if "problem" in opened:
-                why = str(opened["problem"])
-                reason = "it is protected by a password" if "password" in why.lower() else f"it is damaged ({why})"
-                yield PdfPage(name, f"{name} cannot be opened: {reason}.")
+                yield PdfPage(name, f"{name} cannot be opened: {_why_closed(path, str(opened['problem']))}.")
                 return
             pages = int(opened.get("pages", 0))
             if not pages:
@@ -87,6 +86,22 @@ def draw_pages(path: Path, name: str, *, first: int = 1) -> Iterator[PdfPage]:
                 why = f"{name} has {pages:,} pages: those after {_MOST_PAGES:,} are not read; split it."
                 yield PdfPage(name, why, first + 1)
             return
+
+
+def _why_closed(path: Path, said: str) -> str:
+    """Why a file with the name of a PDF does not open, from what PDFium says and what the file is."""
+    if "password" in said.lower():
+        return "it is protected by a password"
+    try:
+        with files.open_picture(path):
+            return "it is an image, no PDF: give its name the ending of its kind, such as .jpg"
+    except files.PictureProblem as err:
+        if err.why == "kind" and "PDF" not in err.problem:
+            return f"it {err.problem}".replace("not an image", "no PDF").replace("the image itself", "the file itself")
+    except OSError as err:
+        return f"it cannot be read ({err})"
+    # PDFium opens a file without pages, and then says that it failed with success.
+    return "it has no pages" if "Success" in said else f"it is damaged ({said})"
 
 
 def _package_folder(name: str) -> Path:

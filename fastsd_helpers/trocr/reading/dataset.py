@@ -25,10 +25,11 @@ from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.ground_truth.tables import OWN_NAME, TABLE_SUFFIXES, TABLES, rows_of_table
 from fastsd_helpers.trocr.ground_truth.transcribed_pages import (
     find_transcriptions,
+    refuse_other_kinds,
     rows_of_transcriptions,
     unpacked,
 )
-from fastsd_helpers.trocr.pages.inputs import gather
+from fastsd_helpers.trocr.pages.inputs import gather, shown_name
 
 __all__ = ["LabelledLine", "LineSet", "align_lines", "group_of", "read_lines", "with_files", "write_table"]
 
@@ -269,8 +270,9 @@ def _gathered(rows: Iterable[Row | LeftOut], source: str) -> LineSet:
     for row in rows:
         if isinstance(row, Row):
             guessed = guessed or row.group is None
-            group = group_of(row.name) if row.group is None else row.group
-            found.lines.append(LabelledLine(row.name, row.picture, row.text, group, row.page, row.part))
+            name = shown_name(row.name)
+            group = group_of(name) if row.group is None else shown_name(row.group)
+            found.lines.append(LabelledLine(name, row.picture, row.text, group, row.page, row.part))
         else:
             found.problems.append(row)
     if guessed and len({line.group for line in found.lines}) == 1:
@@ -296,6 +298,7 @@ def _rows_of_path(path: Path) -> Iterator[Row | LeftOut]:
         yield from inside.problems
         yield from _rows_of_folder(inside.folder)
     else:
+        refuse_other_kinds(path)
         kinds = f"{', '.join(TABLE_SUFFIXES)}, .parquet, .xml (PAGE, ALTO), .zip"
         raise DatasetError(f"{path.name} is not a table of lines.", f"Give {kinds} or a folder.")
 
@@ -319,6 +322,8 @@ def _rows_of_folder(folder: Path) -> Iterator[Row | LeftOut]:
             yield from _in_part(_rows_of_folder(inner), _PARTS[inner.name.lower()], f"{inner.name}/")
     else:
         rows = list(rows_of_pairs(folder))
+        if not any(isinstance(row, Row) for row in rows):
+            refuse_other_kinds(folder)
         if not rows:
             raise DatasetError(
                 f"{folder} holds neither a table of lines, nor transcribed pages, nor images.",

@@ -218,7 +218,8 @@ def _lines_from(folder: Path, names: list[str]) -> list[str]:
 
 def _note(path: Path, note: dict[str, Any]) -> None:
     with file_errors(path, "write"), path.open("ab") as file:
-        file.write(b"\n" + json.dumps(note, ensure_ascii=False).encode() + b"\n")
+        # Names of files may have bytes that are no UTF-8; they come back as they were.
+        file.write(b"\n" + json.dumps(note, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

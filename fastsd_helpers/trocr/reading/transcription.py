@@ -4,6 +4,7 @@ What was read is noted page by page in a hidden folder beside the files, before 
 was killed at any moment reads no page twice, and ends with the same files as one that was not.
 """
 
+import filecmp
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.trocr.exports.formats import PER_PAGE, WHOLE, require_formats, whole_file
 from fastsd_helpers.trocr.exports.record import PageRecord, record_of, settled
-from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file
+from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file, shown_name
 from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, open_detector
 from fastsd_helpers.trocr.reading.results import LocalResults, Results
 from fastsd_helpers.trocr.reading.rows import fingerprint, is_page
@@ -39,6 +40,7 @@ __all__ = [
 _RUN = ".fastsd-run"  # in the folder of the results
 _SETTINGS = f"{_RUN}/settings.json"
 ENOUGH = 16  # files for a process: it takes some ten seconds until it reads
+_LONGEST = 255 - len("-0001.alto.xml")  # bytes of a name that an ending comes behind
 _TOGETHER = 64  # single lines read together
 _MOST_PIXELS = 50_000_000  # that are held of them
 
@@ -196,11 +198,12 @@ def _list_inputs(sources: list[str], out: Path) -> list[ToRead]:
                 f"There is no file or folder {path}.",
                 "Check the path; a link needs a file as --out, an address such as s3:// --engine ray.",
             )
-    return name_inputs(found)
+    return name_inputs(list(dict.fromkeys(found)))
 
 
 def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
     """Names for the results: without the ending, unless two would be one, on disks that see no capitals too."""
+    found = [(path, shown_name(name)) for path, name in found]
     seen = [str(Path(name).with_suffix("")).casefold() for _path, name in found]
     several = {stem for stem, (path, _name) in zip(seen, found, strict=True) if _may_have_pages(path)}
     made, taken = [], set[str]()
@@ -208,6 +211,7 @@ def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
         base, dash, digits = stem.rpartition("-")
         like_a_page = bool(dash) and digits.isdecimal() and base in several
         wanted = name if seen.count(stem) > 1 or like_a_page else str(Path(name).with_suffix(""))
+        wanted = _shortened(wanted)
         final, number = wanted, 1
         while final.casefold() in taken:  # the same name from two folders
             number += 1
@@ -215,6 +219,14 @@ def name_inputs(found: list[tuple[Path, str]]) -> list[ToRead]:
         taken.add(final.casefold())
         made.append(ToRead(path, name, final))
     return made
+
+
+def _shortened(stem: str) -> str:
+    """A name of results that file systems take with an ending behind it; nearly always as it is."""
+    folder, slash, last = stem.rpartition("/")
+    if len(last.encode()) <= _LONGEST:
+        return stem
+    return folder + slash + last.encode()[: _LONGEST - len("-1234567")].decode(errors="ignore")
 
 
 def _may_have_pages(path: Path) -> bool:
@@ -285,7 +297,9 @@ class _Work:
 
     def _open(self, item: ToRead) -> Iterator[Item]:
         """The pages of an input that were not read yet."""
-        notes = self._notes(item)
+        if self._owner(rows := self._rows(item), item):
+            return
+        notes = _notes_of(rows, item)
         known = [note["record"] for note in notes if "record" in note]
         if all(record["problem"] for record in known):  # it may be whole by now
             known = []
@@ -333,7 +347,7 @@ class _Work:
                 pages.append(Page(opened.name, kept, 0.0, size, line.problem))
         model = self._reader.checkpoint.folder.name
         return [
-            record_of(page, file=item.path.name, number=opened.number, dpi=opened.dpi, reader=model,
+            record_of(page, file=shown_name(item.path.name), number=opened.number, dpi=opened.dpi, reader=model,
                       changed=float(int(item.path.stat().st_mtime)))
             for page, (item, opened, _is_page) in zip(pages, new, strict=True)
         ]  # fmt: skip
@@ -343,7 +357,8 @@ class _Work:
     def _notes_name(self, item: ToRead) -> str:
         return f"{_RUN}/{hashlib.sha256(item.stem.encode()).hexdigest()[:24]}.jsonl"
 
-    def _notes(self, item: ToRead) -> list[dict[str, Any]]:
+    def _rows(self, item: ToRead) -> list[dict[str, Any]]:
+        """All that is noted under the name of an input's results."""
         rows = (self._results.read(self._notes_name(item)) or b"").split(b"\n")
         # A kill may leave the last note unfinished: it is written anew, behind a line end.
         found = []
@@ -352,23 +367,35 @@ class _Work:
                 found.append(json.loads(row))
             except ValueError:
                 continue
-        stamp = _stamp(item.path)
-        return [note for note in found if isinstance(note, dict) and note.get("stamp") == stamp]
+        return [note for note in found if isinstance(note, dict)]
+
+    def _owner(self, rows: list[dict[str, Any]], item: ToRead) -> str | None:
+        """The other file that the results of this name are of, where that one is still there; else None."""
+        sources = {str(note["source"]) for note in rows if "source" in note} - {str(item.path.absolute())}
+        return next((source for source in sorted(sources) if _is_another(Path(source), item.path)), None)
 
     def _note(self, item: ToRead, note: dict[str, Any]) -> None:
-        row = json.dumps({"stamp": _stamp(item.path), **note}, ensure_ascii=False).encode()
+        about = {"stamp": _stamp(item.path), "source": str(item.path.absolute())}
+        # A path may have bytes that are no UTF-8; they come back as they were.
+        row = json.dumps({**about, **note}, ensure_ascii=False).encode("utf-8", "surrogatepass")
         self._results.append(self._notes_name(item), row)
 
     # ---------------------------------------------------------------------------------------------------- files
 
     def finish(self, item: ToRead) -> None:
         """Write the files of an input whose pages are all read; those that are there already stay."""
-        notes = self._notes(item)
+        self._done.inputs += 1
+        rows = self._rows(item)
+        if other := self._owner(rows, item):
+            problem = f"{item.name} is not read: {self._results.at(item.stem)} is what was read of {shown_name(other)}."
+            self._done.problems.append(problem)
+            logger.warning("%s Name another folder with --out.", problem)
+            return
+        notes = _notes_of(rows, item)
         latest = {note["record"]["number"]: note["record"] for note in notes if "record" in note}
         records = [PageRecord.from_json(latest[number]) for number in sorted(latest)]
         if not any("end" in note for note in notes):
             self._note(item, {"end": len(records)})
-        self._done.inputs += 1
         self._done.pages += len(records)
         self._done.lines += sum(len(record.lines) for record in records)
         self._done.problems += [record.problem for record in records if record.problem]
@@ -404,6 +431,20 @@ class _Work:
             if not (there and self._results.has(name)):
                 self._results.put(name, writer(record))
             self._done.files.append(self._results.at(name))
+
+
+def _notes_of(rows: list[dict[str, Any]], item: ToRead) -> list[dict[str, Any]]:
+    """The notes of the file as it is now."""
+    stamp = _stamp(item.path)
+    return [note for note in rows if note.get("stamp") == stamp]
+
+
+def _is_another(source: Path, path: Path) -> bool:
+    """Whether a file is there that is not this one, nor a copy of it."""
+    try:
+        return source.is_file() and not (source.name == path.name and filecmp.cmp(source, path, shallow=False))
+    except OSError:
+        return False
 
 
 def _stamp(path: Path) -> list[int]:

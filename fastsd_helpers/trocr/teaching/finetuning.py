@@ -126,10 +126,14 @@ def finetune(
         Interrupted: it was asked to stop.
         DatasetError: what was given cannot be used.
         ModelError: what was given cannot be used.
-        SettingsError: `out` holds a run with other settings.
+        SettingsError: `out` holds a run with other settings, or `texts` are given and no language model is wanted.
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
+    if texts and not config.language:
+        raise SettingsError(
+            "--text is for the language model, and --no-language leaves that out.", "Leave out one of the two."
+        )
     count, why = choose_processes(config, out, by_paths=_are_paths(data, held_out), restart=restart)
     if why and not watched_over():
         logger.info("%s", why)
@@ -152,6 +156,8 @@ def finetune(
         config = dataclasses.replace(config, accumulation=ranks.share(check), processes=None)
         if (finished := ranks.share(lambda: finished_result(out))) is not None:
             logger.info("This run is already finished: %s", finished.path)
+            if texts:
+                logger.warning("--text is not used, for the run has ended: name another --out, or add --restart.")
             return finished
         more_text = texts_of(texts) if texts else []  # what is wrong with them is said before anything is learned
         before = _evaluate_before(checkpoint.folder, held_set, config, tell, stop, ranks)

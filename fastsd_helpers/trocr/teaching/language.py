@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.model_lookup import LANGUAGE
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
@@ -184,6 +185,9 @@ def keep_language(
     known = {line.text for line in learned.lines}
     unknown = LineSet([line for line in held.lines if line.text not in known], source=held.source)
     if len(unknown.lines) < 2:
+        if texts:
+            logger.warning("No language model of the texts is kept: whether it helps is measured on two held-out lines "
+                           "or more whose text is not learned.")  # fmt: skip
         return ()
     own = [line.text for line in learned.lines]
     language = learn_characters([*own, *texts], normal_form=normal_form)

@@ -173,6 +173,8 @@ def choose_run(
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
         since = " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
         return replace(pending, why=f"The unfinished fine-tuning continues{since * changed}.")
+    if text:
+        texts_of([Path(text)])  # what is wrong with it is said before the run is begun
     lines = read_lines(data) if data else session.corrected()
     done = same and not (unfinished or start_over or more_steps)
     if pending is not None and done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
@@ -189,8 +191,6 @@ def choose_run(
         folder = next(path for path in others if finished_result(path) is None)
     learned, held = divide(settings, lines, read_lines(held_out_data) if held_out_data else None, taught=taught)
     settings = _with_steps(settings, extra, len(learned.lines)) if extra else settings
-    if text:
-        texts_of([Path(text)])  # what is wrong with it is said before the run is begun
     run = TeachingRun(session, folder, model, taught.base if taught else model, settings, text, restart=start_over)
     if run.result() is None:
         _write_sets(session, folder, learned, held)
