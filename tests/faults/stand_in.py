@@ -52,7 +52,7 @@ class StandInStudio:
 
     resolutions, sort = TrainingContext.resolutions, TrainingContext.sort
 
-    def fill_caches(self, dataset: Any, _class_images: Any = ()) -> None:
+    def fill_caches(self, dataset: Any, _class_images: Any = (), *, stopped: Any = None) -> None:
         images = (*dataset.train, *dataset.held_out)
         self.pictures = str([[image.sha256, image.prompt] for image in images])
         self.prompts = sorted({image.prompt for image in images})
