@@ -60,6 +60,7 @@ install-fronts:
 
 demo: setup
 	$(BIN)/fastsd demo
+	@echo "The command fastsd is $(BIN)/fastsd; after  source $(BIN)/activate  its name alone is enough."
 
 # One worker more than there are processors, four at most: a quarter of the time tests wait, for a page, a process or a
 # clock. One thread each: two workers of two threads would stand in each other's way. A worker that dies ends the run
