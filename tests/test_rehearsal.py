@@ -32,7 +32,7 @@ def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeyp
     said = " ".join(made.lines())
     assert "Estimated memory of the unet stage: " in said
     assert "(weights " in said
-    assert re.search(r"About \d+ (seconds|minutes) of training are left \(measured here: ", said)
+    assert re.search(r"About (1 second|\d+ (seconds|minutes)) of training are left \(measured here: ", said)
     assert (session.folder / "session.json").read_bytes() == record
     assert list(session.checkpoints.glob("*")) == list(session.class_images.glob("*")) == []
     with pytest.raises(Interrupted):

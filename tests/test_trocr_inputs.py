@@ -170,6 +170,7 @@ def test_folders_behind_links_are_read_once_and_loops_end(tmp_path):
     (scans / "out").mkdir()
     ink().save(scans / "out" / "made.png")
     assert list_files(scans, leave_out=scans / "out") == ["a/1.png", "b/1.png", "z/1.png"]
+    assert list_files(scans, leave_out=scans) == list_files(scans), "results may be written beside the scans"
 
 
 def test_what_may_be_a_scan_and_is_not_opened_is_named_and_rare_endings_are_read(tmp_path):

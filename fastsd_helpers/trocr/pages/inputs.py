@@ -179,8 +179,11 @@ def list_files(folder: Path, *, leave_out: Path | None = None) -> list[str]:
 
 
 def _folders_below(folder: Path, hidden: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below it with their files, each once: first where they lie, then where links lead."""
-    seen, starts = {hidden}, [folder]
+    """A folder and those below it with their files, each once: first where they lie, then where links lead.
+
+    One is left out, `hidden`; but not the folder itself, where results may be written too.
+    """
+    seen, starts = {hidden} - {folder.resolve()}, [folder]
     for start in starts:
         for root, folders, found in os.walk(start):
             base = Path(root)
